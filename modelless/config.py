@@ -1,0 +1,208 @@
+"""Configuration: ``modelless.toml``, read once, frozen.
+
+Every value may be overridden by the environment, ``MODELLESS_SECTION__FIELD`` (for example
+``MODELLESS_KAFKA__BOOTSTRAP_SERVERS``). An unknown or unparsable value stops the process with the field's name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from modelless.errors import ConfigurationError
+
+DEFAULT_FILE = Path("modelless.toml")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaConfig(_Section):
+    bootstrap_servers: str | None = Field(None, description="host:port,… of the cluster; absent: the embedded one.")
+    topic_prefix: str = Field("modelless", description="First part of every topic's name.")
+    partitions: int = Field(4, ge=1, description="Partitions of query and reply topics when they are created.")
+    replication_factor: int = Field(1, ge=1, description="Of topics when they are created.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to the cluster."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="With SASL_*.")
+    sasl_username: str | None = Field(None, description="With SASL_*.")
+    sasl_password_file: Path | None = Field(None, description="File that holds the password, with SASL_*.")
+    ssl_ca_file: Path | None = Field(None, description="PEM of the authority that signed the brokers' certificates.")
+    ssl_certificate_file: Path | None = Field(None, description="PEM of our own certificate, for mutual TLS.")
+    ssl_key_file: Path | None = Field(None, description="PEM of our own key, for mutual TLS.")
+    embedded_port: int = Field(9092, ge=1, le=65535, description="Port of the embedded Kafka.")
+    embedded_data: Path = Field(Path(".modelless/kafka"), description="Folder of the embedded Kafka's logs.")
+    embedded_heap_mb: int = Field(512, ge=128, description="Java heap of the embedded Kafka.")
+    request_bytes_max: int = Field(8 * 1024 * 1024, ge=1024, description="Largest record that we write or read.")
+
+    @property
+    def servers(self) -> str:
+        """The configured address, or the embedded node's."""
+        return self.bootstrap_servers or f"127.0.0.1:{self.embedded_port}"
+
+
+class BrokerConfig(_Section):
+    brokers: int = Field(1, ge=0, description="Broker processes that `modelless up` runs.")
+    topics: tuple[str, ...] = Field(
+        (), description="More query topics to serve, besides <prefix>.queries and <prefix>.queries.*."
+    )
+    reply_topics_allowed: tuple[str, ...] = Field(
+        (), description="Reply topics besides <prefix>.replies and <prefix>.replies.*; a trailing * is a prefix."
+    )
+    latency_ms_default: float = Field(30_000, gt=0, description="For queries that state no latency and no deadline.")
+    accuracy_slack: float = Field(
+        0.02, ge=0, le=1, description="Default accuracy_min of a task: its best variant's accuracy minus this."
+    )
+    in_flight_max: int = Field(20_000, ge=1, description="Queries held by one broker before it pauses reading.")
+    memory_mb_max: int = Field(256, ge=16, description="Bytes of queries held by one broker before it pauses reading.")
+    attempts_max: int = Field(3, ge=1, description="Losses of a whole worker after which a query is given up.")
+    commit_interval_ms: float = Field(200, gt=0, description="Longest time between a finished query and its commit.")
+    session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka notices a dead broker after this.")
+    drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for unfinished queries.")
+
+
+class WorkerConfig(_Section):
+    drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for what runs and is queued.")
+    lead_ms: float = Field(4.0, gt=0, description="Work kept waiting at the device so that it never idles.")
+    hang_s: float = Field(
+        20, gt=0, description="A batch that runs longer than this and 20 times its profile: the child is killed."
+    )
+    measure_s: float = Field(5, gt=0, description="Time budget for measuring one variant.")
+    batch_size_max: int = Field(128, ge=1, description="Largest batch that is profiled.")
+    factories_allowed: tuple[str, ...] = Field(
+        (), description="Modules whose factories may build safetensors models; a trailing * is a prefix."
+    )
+
+
+class LinkConfig(_Section):
+    listen: str = Field("unix", description='"unix" (a socket with owner-only rights) or host:port.')
+    advertise: str | None = Field(None, description="host:port that workers dial, when it differs from listen.")
+    ca_file: Path | None = Field(None, description="PEM of the authority of both sides; required off loopback.")
+    certificate_file: Path | None = Field(None, description="PEM of our certificate; required off loopback.")
+    key_file: Path | None = Field(None, description="PEM of our key; required off loopback.")
+
+
+class StoreConfig(_Section):
+    url: str = Field(".modelless/store", description="Where artifacts are kept: any fsspec address.")
+    cache: Path = Field(Path(".modelless/cache"), description="Local copies by digest.")
+
+
+class MetricsConfig(_Section):
+    host: str = Field("127.0.0.1", description="Where Prometheus endpoints listen.")
+    port: int = Field(
+        9464, ge=0, le=65000, description="broker-N listens on port + N, worker N of all on port + 100 + N; 0: off."
+    )
+
+
+class LogConfig(_Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line that is written."
+    )
+    format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON.")
+
+
+class GroupConfig(_Section):
+    name: str = Field(description="The group's name, unique.")
+    device: str = Field("cpu", description="cpu, cuda:N or emulated.")
+    threads: int = Field(1, ge=1, description="Threads that one worker's executor may use.")
+    workers: int = Field(1, ge=0, description="Worker processes that `modelless up` runs.")
+    memory_mb_max: int = Field(2048, ge=64, description="Memory for loaded variants of one worker.")
+    price_per_hour: float = Field(0.0, ge=0, description="USD for one worker.")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("must be 1 to 64 letters, digits, dots, dashes or underscores")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"cpu|emulated|cuda:\d+", value):
+            raise ValueError('must be "cpu", "cuda:N" or "emulated"')
+        return value
+
+
+class Config(BaseSettings):
+    """The whole configuration; each section's class says what its fields mean."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="MODELLESS_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+    toml_file: ClassVar[Path | None] = None
+
+    kafka: KafkaConfig = KafkaConfig()
+    broker: BrokerConfig = BrokerConfig()
+    worker: WorkerConfig = WorkerConfig()
+    link: LinkConfig = LinkConfig()
+    store: StoreConfig = StoreConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    log: LogConfig = LogConfig()
+    groups: tuple[GroupConfig, ...] = (GroupConfig(name="cpu"),)
+    state: Path = Field(Path(".modelless"), description="Folder for sockets and other run-time files.")
+
+    @model_validator(mode="after")
+    def _unique_groups(self) -> Config:
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            raise ValueError("groups: every name must be unique")
+        return self
+
+    def group(self, name: str) -> GroupConfig:
+        """Raises ConfigurationError when there is no such group."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise ConfigurationError(f"no group {name!r}; configured are: {', '.join(g.name for g in self.groups)}")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_file)
+
+
+def load_config(file: Path | None = None, **sections: Any) -> Config:
+    """Read ``file`` (default: ``modelless.toml`` here, if there is one), the environment, and ``sections`` on top.
+
+    Raises:
+        ConfigurationError: names the field, what it got and what is expected.
+    """
+    if file is not None and not file.is_file():
+        raise ConfigurationError(f"no configuration file {str(file)!r}")
+    chosen = file or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+    reader = type("Config", (Config,), {"toml_file": chosen, "__module__": __name__})
+    try:
+        loaded: Config = reader(**sections)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}"
+            for item in error.errors()
+        ]
+        where = f" in {chosen}" if chosen else ""
+        raise ConfigurationError(f"configuration{where}: " + "; ".join(lines)) from None
+    except ValueError as error:  # not TOML at all
+        raise ConfigurationError(f"configuration {chosen}: {error}") from None
+    return loaded

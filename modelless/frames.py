@@ -1,0 +1,219 @@
+"""Frames of the link between a broker and a worker.
+
+A frame on the wire is a 4-byte big-endian length, then one MessagePack array ``[type, field, ...]`` with the
+fields of the dataclass below in their order. :mod:`modelless.link` reads and writes them; this module is only
+what they mean.
+
+The conversation::
+
+    worker                                   broker
+      | ---- Hello (who I am) --------------> |
+      | <--- Hello ------------------------- -|
+      | ---- State, Answered, Credit -------> |   what is loaded; what I answered lately; how much you may send
+      | <--- Batch -------------------------- |
+      | ---- Started -----------------------> |
+      | ---- Outcome (replies are in Kafka) > |
+      | <--- Cancel ------------------------- |   dropped if it has not started
+      | <--- Ping ... Ping -----------------> |   every second each way; three missing: the link is dead
+      | ---- Drain -------------------------> |   send nothing new; what I hold I answer
+
+**Credit** is a window: the predicted milliseconds of work that this broker may have outstanding at this worker,
+``Batch.cost_ms`` of what was sent and not yet settled. A broker with nothing outstanding may always send one batch.
+A worker divides one cap over its brokers by the urgency that they announce in ``Demand``.
+
+**Who answers**: a query belongs to its broker until its Batch is sent, and to the worker from then until the link
+is lost. A lost link hands what is unsettled back to the broker; the worker finishes and publishes what runs,
+and drops the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from modelless.messages import RecordId
+
+LINK_VERSION = 1
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+PING_INTERVAL_MS = 1000.0
+PING_MISSES_MAX = 3
+
+Form = Literal["msgpack", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First frame each way. A worker fills the lower half."""
+
+    version: int
+    name: str
+    incarnation: str
+    group: str | None = None
+    device: str | None = None
+    memory_bytes_max: int = 0
+    price_per_hour: float = 0.0
+    builders: tuple[tuple[str, str], ...] = ()
+    """(model format, builder) pairs that this worker can make variants with: ("onnx", "onnx-fp32")."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantState:
+    """One variant at one worker; ``batches`` are (batch_size, measured ms) since the last State, newest last."""
+
+    variant: str
+    state: Literal["loading", "ready", "failed"]
+    memory_bytes: int = 0
+    batches: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A worker's condition, on change and at least every second."""
+
+    variants: tuple[VariantState, ...]
+    memory_bytes: int
+    backlog_ms: float
+    """Predicted work that is queued or running, of all brokers together."""
+    plan_epoch: int
+    measuring: str | None = None
+    """The variant being measured: the device serves, but slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    window_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A broker's urgency: queued work for this worker's group, and its earliest deadline (Kafka time, ms)."""
+
+    backlog_ms: float
+    deadline_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One query of a batch: what the worker needs to answer it."""
+
+    record: RecordId
+    id: str
+    rows: int
+    arrival_ms: float
+    """The record's log time, Kafka time."""
+    deadline_ms: float | None
+    """Not started after this (Kafka time); None: no deadline."""
+    latency_deadline_ms: float | None
+    """What ``missed: [latency]`` is judged by; differs from deadline_ms for ``on_miss: late``."""
+    reply_topic: str
+    reply_partition: int | None
+    """None: by ``key`` (murmur2), else by ``id``."""
+    key: bytes | None
+    form: Form
+    headers: tuple[tuple[str, bytes], ...]
+    """Echoed in the reply: traceparent, kafka_correlationId."""
+    metadata: Mapping[str, str]
+    missed: tuple[str, ...]
+    """Given up before it was sent: ``accuracy``."""
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTensor:
+    """One input of all items, concatenated along the first dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Work for one variant, the items in the order of their rows."""
+
+    batch: int
+    """Unique per link."""
+    variant: str
+    accuracy: float
+    cost_ms: float
+    """Predicted execution time; what it takes of the credit."""
+    items: tuple[Item, ...]
+    inputs: tuple[BatchTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """``disposition``:
+
+    * ``answered``: Kafka acknowledged the reply; ``status`` says which.
+    * ``poisoned``: the same, and it alone brings the executor down: the broker dead-letters a copy.
+    * ``returned``: not run and not answered (draining, variant unloaded); the broker has it again.
+    * ``undeliverable``: ran, but the reply could not be written (topic gone, too large even as an error).
+    """
+
+    record: RecordId
+    disposition: Literal["answered", "poisoned", "returned", "undeliverable"]
+    status: str
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Settles items of a batch; ``final`` when it was the last of them and the credit is free again."""
+
+    batch: int
+    final: bool
+    execute_ms: float
+    """Device time that was spent; 0 when it did not run."""
+    rows: int
+    items: tuple[ItemOutcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Records that this worker answered lately, for whichever broker: (topic, partition, offsets)."""
+
+    records: tuple[tuple[str, int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelItems:
+    batch: int
+    records: tuple[RecordId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    sent_ms: float
+    """The sender's monotonic clock; meaningless to the receiver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The sender is leaving: a worker wants nothing new, a broker sends nothing new."""
+
+    reason: str
+
+
+Frame = Hello | State | Credit | Demand | Batch | Started | Outcome | Answered | CancelItems | Ping | Drain
+FRAME_TYPES: tuple[type[Frame], ...] = (
+    Hello,
+    State,
+    Credit,
+    Demand,
+    Batch,
+    Started,
+    Outcome,
+    Answered,
+    CancelItems,
+    Ping,
+    Drain,
+)
+"""A frame's type on the wire is its index here; appended to, never reordered."""
