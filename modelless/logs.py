@@ -1,0 +1,90 @@
+"""Structured logs on stderr: for people on a terminal, one JSON object per line elsewhere.
+
+Lines of other libraries (aiokafka, say) pass through the same renderer, from WARNING up.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+from modelless.config import LogConfig
+
+_SECRET_PARTS = ("password", "secret", "token", "credential", "private_key")
+REDACTED = "[redacted]"
+
+
+def configure(
+    config: LogConfig, component: str, name: str | None = None, *, stream: TextIO | None = None
+) -> FilteringBoundLogger:
+    """Set up logging of this process once and return its logger.
+
+    Args:
+        component: what this process is (``broker``, ``worker``, ``up``); in every line.
+        name: which one (``broker-0``); in every line when given.
+        stream: default ``sys.stderr``.
+    """
+    stream = stream or sys.stderr
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    console = config.format == "console" or (config.format == "auto" and stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if console else "iso", utc=not console),
+        _named(component, name),
+        _redact,
+    ]
+    render: list[Processor] = [_flatten, structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0)]
+    if not console:
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    _adopt_foreign(stream, max(level, logging.WARNING), shared, render)
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def _named(component: str, name: str | None) -> Processor:
+    def add(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("component", component)
+        if name is not None:
+            event.setdefault("name", name)
+        return event
+
+    return add
+
+
+def _flatten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """On a console the component is who speaks, not two more key=value pairs."""
+    component, name = event.pop("component", ""), event.pop("name", None)
+    event["event"] = f"{name or component}: {event.get('event', '')}"
+    return event
+
+
+def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key in event:
+        if any(part in key.lower() for part in _SECRET_PARTS):
+            event[key] = REDACTED
+    return event
+
+
+def _adopt_foreign(stream: TextIO, level: int, shared: list[Processor], render: list[Processor]) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
