@@ -139,7 +139,7 @@ class LinkServer:
         self._server = server
         self.endpoint = endpoint
 
-    async def stop(self) -> None:
+    def close(self) -> None:
         """Stop listening; links that are open stay open."""
         self._server.close()
         if self.endpoint.startswith("unix:"):
