@@ -1,0 +1,62 @@
+"""One real Kafka for the whole session, and a configuration of its own for every test."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from modelless.config import Config, load_config
+from modelless.embedded import EmbeddedKafka
+from modelless.kafka import make_admin
+from modelless.topic_settings import create_missing
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def kafka_config(bootstrap_servers: str, folder: Path, prefix: str | None = None) -> Config:
+    """A configuration with its own topics (two partitions where there are several) and folders."""
+    return load_config(
+        kafka={
+            "bootstrap_servers": bootstrap_servers,
+            "topic_prefix": prefix or f"t{uuid.uuid4().hex[:10]}",
+            "partitions": 2,
+        },
+        store={"url": str(folder / "store"), "cache": folder / "cache"},
+        metrics={"port": 0},
+        state=folder / "state",
+    )
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
+    with EmbeddedKafka(free_port(), tmp_path_factory.mktemp("kafka")) as node:
+        yield node
+
+
+@pytest.fixture
+async def config(kafka: EmbeddedKafka, tmp_path: Path) -> AsyncIterator[Config]:
+    """Its topics exist, and go when the test is over."""
+    config = kafka_config(kafka.bootstrap_servers, tmp_path)
+    await create_missing(config)
+    yield config
+    await delete_topics(config)
+
+
+async def delete_topics(config: Config) -> None:
+    """All topics of the configuration's prefix."""
+    admin = make_admin(config)
+    await admin.start()
+    try:
+        ours = [name for name in await admin.list_topics() if name.startswith(f"{config.kafka.topic_prefix}.")]
+        await admin.delete_topics(ours)
+    finally:
+        await admin.close()
