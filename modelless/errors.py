@@ -20,7 +20,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from modelless.messages import Reply
 
 OK = "OK"
 
@@ -30,6 +33,8 @@ class ModellessError(Exception):
 
     code: ClassVar[str] = "INTERNAL"
     retriable: ClassVar[bool] = False
+    reply: Reply | None = None
+    """The reply that says so, where a client raises it for one."""
 
     def __init__(self, message: str, *, retry_after_ms: float | None = None) -> None:
         super().__init__(message)
