@@ -1,9 +1,9 @@
 """Kafka's time, known locally.
 
-A record that is sent at local time ``s`` and acknowledged at local time ``a`` was stamped in between, with Kafka's time
-``l``, cut to whole milliseconds. So the offset *Kafka minus local* lies in ``[l - a, l + 1 - s)``: every acknowledgement
-from a LogAppendTime topic is an interval, and what all recent ones have in common is the estimate (Marzullo, "Maintaining
-the time in a distributed system", 1984; the same as Cristian's algorithm for one observation).
+A record that is sent at local time ``s`` and acknowledged at local time ``a`` was stamped in between, with Kafka's
+time ``l``, cut to whole milliseconds. So the offset *Kafka minus local* lies in ``[l - a, l + 1 - s)``: every
+acknowledgement from a LogAppendTime topic is an interval, and what all recent ones have in common is the estimate
+(Marzullo, "Maintaining the time in a distributed system", 1984; for one observation, Cristian's algorithm).
 
 * Nothing is assumed of the local wall clock: local time is monotonic, so that an operator who sets the clock moves
   nothing here.

@@ -136,10 +136,11 @@ def _password(config: Config) -> str:
 def _ssl_context(config: Config) -> ssl.SSLContext:
     kafka = config.kafka
     try:
-        return create_ssl_context(
+        context: ssl.SSLContext = create_ssl_context(
             cafile=kafka.ssl_ca_file, certfile=kafka.ssl_certificate_file, keyfile=kafka.ssl_key_file
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"kafka.ssl_ca_file, ssl_certificate_file, ssl_key_file: cannot be loaded as PEM: {error}"
         ) from None
+    return context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,37 +15,47 @@ from modelless.kafka import make_admin
 from modelless.topic_settings import create_missing
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
 
 
-def kafka_config(bootstrap_servers: str, folder: Path, prefix: str | None = None) -> Config:
-    """A configuration with its own topics (two partitions where there are several) and folders."""
-    return load_config(
-        kafka={
-            "bootstrap_servers": bootstrap_servers,
-            "topic_prefix": prefix or f"t{uuid.uuid4().hex[:10]}",
-            "partitions": 2,
-        },
-        store={"url": str(folder / "store"), "cache": folder / "cache"},
-        metrics={"port": 0},
-        state=folder / "state",
-    )
+@pytest.fixture
+def free_port() -> int:
+    return _free_port()
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[[str], Config]:
+    """Makes a configuration for a Kafka address: its own topic prefix, two partitions a topic, its own folders."""
+
+    def make(bootstrap_servers: str) -> Config:
+        return load_config(
+            kafka={
+                "bootstrap_servers": bootstrap_servers,
+                "topic_prefix": f"t{uuid.uuid4().hex[:10]}",
+                "partitions": 2,
+            },
+            store={"url": str(tmp_path / "store"), "cache": tmp_path / "cache"},
+            metrics={"port": 0},
+            state=tmp_path / "state",
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
-    with EmbeddedKafka(free_port(), tmp_path_factory.mktemp("kafka")) as node:
+    with EmbeddedKafka(_free_port(), tmp_path_factory.mktemp("kafka")) as node:
         yield node
 
 
 @pytest.fixture
-async def config(kafka: EmbeddedKafka, tmp_path: Path) -> AsyncIterator[Config]:
+async def config(kafka: EmbeddedKafka, make_config: Callable[[str], Config]) -> AsyncIterator[Config]:
     """Its topics exist, and go when the test is over."""
-    config = kafka_config(kafka.bootstrap_servers, tmp_path)
+    config = make_config(kafka.bootstrap_servers)
     await create_missing(config)
     yield config
     await delete_topics(config)
