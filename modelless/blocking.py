@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from modelless.client import Ask, Client
 from modelless.client_core import ClientStatistics, Result
 from modelless.config import Config
+from modelless.errors import UnavailableError
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ MAP_OUTSTANDING = 256
 
 class BlockingClient:
     """As :class:`modelless.client.Client`, blocking; may be used from several threads at once."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(self, servers: str = "127.0.0.1:9092", **settings: Any) -> None:
         self._client = Client(servers, **settings)
@@ -49,8 +52,8 @@ class BlockingClient:
 
     def start(self) -> None:
         """Connect. Raises UnavailableError as :meth:`modelless.client.Client.start` does."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="modelless-client", daemon=True)
+        loop = self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=loop.run_forever, name="modelless-client", daemon=True)
         self._thread.start()
         try:
             self._run(self._client.start())
@@ -59,6 +62,7 @@ class BlockingClient:
             raise
 
     def stop(self) -> None:
+        """Leave; what is still outstanding fails with UnavailableError."""
         try:
             self._run(self._client.stop())
         finally:
@@ -96,6 +100,9 @@ class BlockingClient:
         return self._client.statistics()
 
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._loop is None:
+            call.close()
+            raise UnavailableError("the client is not open: use it inside `with`")
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
@@ -107,6 +114,8 @@ class BlockingClient:
             raise
 
     def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
