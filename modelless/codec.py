@@ -8,6 +8,7 @@ vanish. Limits hold before anything is allocated. ``data`` of a decoded tensor i
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from math import inf
@@ -74,7 +75,6 @@ RecordT = TypeVar("RecordT", ModelVersion, Profile, Plan, Member)
 
 _RECORD_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}/[0-9]{1,10}/[0-9]{1,19}")
 _TENSOR_FIELDS = ("name", "datatype", "shape", "data")
-_tensor_name = text(NAME_LENGTH_MAX)
 
 
 def decode_query(
@@ -102,21 +102,22 @@ def salvage(value: bytes | None, headers: Headers = NO_HEADERS, *, bytes_max: in
     form: Form = "msgpack"
     try:
         form = _form(value, headers)
-        body = _body(value, form, bytes_max)
+        if form == "json":
+            body = json_form.query_address(value or b"", bytes_max=bytes_max)
+        else:
+            body = _body(value, form, bytes_max)
     except DecodeError:
         return headers, form
     found: dict[str, Any] = {}
     for name in ("id", "reply_topic", "reply_partition") if type(body) is dict else ():
-        if getattr(headers, name) is None and body.get(name) is not None:
-            try:
+        if getattr(headers, name) is None and name in body:
+            with suppress(DecodeError):
                 found[name] = _QUERY_CHECKS[name](body[name])
-            except DecodeError:
-                continue
     return replace(headers, **found) if found else headers, form
 
 
 def encode_reply(reply: Reply, form: Form = "msgpack") -> bytes:
-    """In the form that its query came in. What is None or empty does not travel."""
+    """In the form that its query came in. What is None or empty does not travel; a long message is cut."""
     if form == "json":
         return json_form.encode_reply(reply)
     return wire.pack(_reply_body(reply))
@@ -186,12 +187,14 @@ def _query_fields(body: Any, headers: Headers) -> dict[str, Any]:
     if type(body) is dict and body.get("v", CONTRACT_VERSION) != CONTRACT_VERSION:
         _version(body["v"])  # first: another version may have other fields
     fields = checked("query", body, _QUERY_CHECKS, ("inputs",))
-    if headers is not NO_HEADERS:
-        for name in ("id", "reply_topic", "reply_partition"):
-            if (given := getattr(headers, name)) is not None:
-                fields[name] = given
-        if headers.deadline_ms is not None:
-            fields["deadline_ms"] = min(headers.deadline_ms, fields.get("deadline_ms", inf))
+    if headers.id is not None:
+        fields["id"] = headers.id
+    if headers.reply_topic is not None:
+        fields["reply_topic"] = headers.reply_topic
+    if headers.reply_partition is not None:
+        fields["reply_partition"] = headers.reply_partition
+    if headers.deadline_ms is not None:
+        fields["deadline_ms"] = min(headers.deadline_ms, fields.get("deadline_ms", inf))
     if "id" not in fields:
         raise DecodeError("query.id: is required, here or in the header modelless-id")
     return fields
@@ -231,7 +234,8 @@ def _tensor(body: Any) -> Tensor:
         raise _misfit(body) or DecodeError(f"tensor: {missing.args[0]} is required") from None
     if len(body) > 4:
         raise _misfit(body) or AssertionError(body)
-    _tensor_name(name)
+    if type(name) is not str or not 1 <= len(name) <= NAME_LENGTH_MAX:
+        raise DecodeError(f"a tensor's name must be a string of 1 to {NAME_LENGTH_MAX} characters, got {shown(name)}")
     if type(datatype) is not str:
         raise DecodeError(f"tensor {name!r}: datatype must be a string, got {shown(datatype)}")
     if type(shape) is not list or len(shape) > DIMENSIONS_MAX or not _INTEGERS.issuperset(map(type, shape)):
@@ -256,7 +260,7 @@ def _misfit(body: dict[str, Any]) -> DecodeError | None:
     return None
 
 
-def _data_misfit(data: Any) -> str:
+def _data_misfit(data: object) -> str:
     if type(data) is dict:
         return "data by reference (uri, sha256, size) is reserved and not accepted; send the bytes"
     return f"data must be raw little-endian bytes (MessagePack bin), got {shown(data)}"
@@ -356,6 +360,8 @@ def _reply_body(reply: Reply) -> dict[str, Any]:
     body = {name: value for name, value in zip(_REPLY_NAMES, _reply_values(reply), strict=True) if value is not None}
     if not reply.missed:
         del body["missed"]
+    if reply.message is not None:
+        body["message"] = reply.message[:MESSAGE_LENGTH_MAX]
     if reply.metadata:
         body["metadata"] = dict(reply.metadata)
     else:

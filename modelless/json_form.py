@@ -79,6 +79,12 @@ def query_body(value: bytes, *, bytes_max: int = JSON_BYTES_MAX) -> dict[str, An
     return body
 
 
+def query_address(value: bytes, *, bytes_max: int = JSON_BYTES_MAX) -> dict[str, Any]:
+    """What names a request and its reply address, whatever is wrong with the rest. Raises DecodeError."""
+    document = load(value, bytes_max=bytes_max)
+    return _parameters(document) | {"id": document.get("id")}
+
+
 def reply_body(value: bytes, *, bytes_max: int = JSON_BYTES_MAX) -> dict[str, Any]:
     """A V2 response as a map with the contract's field names, tensors as raw bytes. Raises DecodeError."""
     document = load(value, bytes_max=bytes_max)

@@ -13,7 +13,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from math import isfinite
 from operator import attrgetter
 from typing import Any, Literal
@@ -31,7 +31,7 @@ _ANY = object  # what no value's type is: always ask the check
 def decoder(hint: Any, shape: Shape) -> Check:
     """A function from a plain value to an instance of ``hint``. It raises DecodeError with the path of a misfit."""
     if dataclasses.is_dataclass(hint):
-        return _dataclass(typing.cast("type[Any]", hint), shape)
+        return _dataclass(typing.cast("Any", hint), shape)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _union(arguments, shape)
@@ -41,11 +41,8 @@ def decoder(hint: Any, shape: Shape) -> Check:
         return _tuple(arguments, shape)
     if origin is collections.abc.Mapping:
         return _mapping(decoder(arguments[1], shape))
-    if isinstance(hint, type) and issubclass(hint, tuple):
-        fields = tuple(typing.get_type_hints(hint).values())
-        make: Callable[..., Any] = hint
-        inner = _tuple(fields, shape)
-        return lambda value: make(*inner(value))
+    if isinstance(hint, type) and issubclass(hint, tuple):  # a NamedTuple
+        return _tuple(tuple(typing.get_type_hints(hint).values()), shape, partial(tuple.__new__, hint))
     if hint is float:
         return _float
     if hint in (str, int, bool, bytes):
@@ -104,7 +101,7 @@ def _names(kind: type[Any]) -> list[str]:
 
 
 @cache
-def _dataclass(cls: type[Any], shape: Shape) -> Check:
+def _dataclass(cls: Any, shape: Shape) -> Check:
     return _array_decoder(cls) if shape == "array" else _map_decoder(cls)
 
 
@@ -113,19 +110,18 @@ def _array_decoder(cls: type[Any]) -> Check:
     names = _names(cls)
     checks = [decoder(hints[name], "array") for name in names]
     direct = [_direct(hints[name]) for name in names]
-    count = len(names)
-    kind = cls.__name__
+    title = cls.__name__
 
-    def slow(value: list[Any]) -> None:
+    def explain(value: list[Any]) -> None:
         for name, check, item in zip(names, checks, value, strict=True):
             try:
                 check(item)
             except DecodeError as error:
-                raise DecodeError(f"{kind}.{name}: {error.message}") from None
+                raise DecodeError(f"{title}.{name}: {error.message}") from None
 
     def decode(value: Any) -> Any:
-        if type(value) is not list or len(value) != count:
-            raise DecodeError(f"{kind}: must be an array of {count} fields, got {_counted(value)}")
+        if type(value) is not list or len(value) != len(names):
+            raise DecodeError(f"{title}: must be an array of {len(names)} fields, got {_counted(value)}")
         try:
             return cls(
                 *[
@@ -134,7 +130,7 @@ def _array_decoder(cls: type[Any]) -> Check:
                 ]
             )
         except DecodeError:
-            slow(value)  # names the field
+            explain(value)
             raise
 
     return decode
@@ -209,22 +205,18 @@ def _union(options: tuple[Any, ...], shape: Shape) -> Check:
     return lambda value: None if value is None else check(value)
 
 
-def _tuple(arguments: tuple[Any, ...], shape: Shape) -> Check:
+def _tuple(arguments: tuple[Any, ...], shape: Shape, make: Callable[[list[Any]], tuple[Any, ...]] = tuple) -> Check:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return _many(decoder(arguments[0], shape), _direct(arguments[0]))
     checks = [decoder(argument, shape) for argument in arguments]
     direct = [_direct(argument) for argument in arguments]
-    count = len(checks)
 
     def check(value: Any) -> tuple[Any, ...]:
-        if type(value) is not list or len(value) != count:
-            raise DecodeError(f"must be an array of {count} values, got {_counted(value)}")
-        return tuple(
-            [
-                item if type(item) is kind else check(item)
-                for item, kind, check in zip(value, direct, checks, strict=True)
-            ]
-        )
+        if type(value) is not list or len(value) != len(checks):
+            raise DecodeError(f"must be an array of {len(checks)} values, got {_counted(value)}")
+        if [*map(type, value)] == direct:
+            return make(value)
+        return make([check(item) for item, check in zip(value, checks, strict=True)])
 
     return check
 
@@ -244,7 +236,7 @@ def _mapping(check_item: Check) -> Check:
     def check(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
             raise DecodeError(f"must be a map, got {shown(value)}")
-        return {key: check_item(item) for key, item in value.items()}
+        return {key: check_item(item) for key, item in value.items()} if value else value
 
     return check
 

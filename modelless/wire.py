@@ -39,22 +39,11 @@ def unpack(
     size = len(data)
     if size > bytes_max:
         raise DecodeError(f"message of {size} bytes is larger than the limit of {bytes_max}")
-    length_max = min(size, items_max)
     try:
-        if size <= items_max:  # every element takes a byte: no need to count
-            value = msgpack.unpackb(
-                data, object_pairs_hook=_object, max_ext_len=0, max_array_len=length_max, max_map_len=length_max
-            )
+        if size <= items_max:  # every element takes a byte, so that there is nothing to count
+            value = msgpack.unpackb(data, object_pairs_hook=check_keys, max_ext_len=0)
         else:
-            counter = _Counter(items_max)
-            value = msgpack.unpackb(
-                data,
-                object_pairs_hook=counter.object,
-                list_hook=counter.array,
-                max_ext_len=0,
-                max_array_len=length_max,
-                max_map_len=length_max,
-            )
+            value = _Counter(items_max).unpack(data)
     except DecodeError:
         raise
     except (ValueError, msgpack.exceptions.UnpackException) as error:
@@ -78,15 +67,22 @@ def check_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     return value
 
 
-_object = check_keys
-
-
 class _Counter:
-    """Counts the elements of containers as they are completed."""
+    """Counts the elements of containers, announced and completed."""
 
     def __init__(self, items_max: int) -> None:
         self._items_max = items_max
         self._left = items_max
+
+    def unpack(self, data: bytes | memoryview) -> Any:
+        return msgpack.unpackb(
+            data,
+            object_pairs_hook=self.object,
+            list_hook=self.array,
+            max_ext_len=0,
+            max_array_len=self._items_max,
+            max_map_len=self._items_max,
+        )
 
     def array(self, items: list[Any]) -> list[Any]:
         self._take(len(items))
