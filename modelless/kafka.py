@@ -102,6 +102,20 @@ async def stop_within(client: Stoppable, timeout_s: float = STOP_TIMEOUT_S) -> b
     return False
 
 
+def report_failure(task: asyncio.Task[None], ready: asyncio.Future[None]) -> None:
+    """When ``task`` fails, whoever waits for ``ready`` is told; once that is done, the loop's exception handler."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if ready.done():
+            task.get_loop().call_exception_handler({"message": f"{task.get_name()} ended", "exception": error})
+        else:
+            ready.set_exception(error)
+
+    task.add_done_callback(ended)
+
+
 def _connection(config: Config) -> dict[str, Any]:
     kafka = config.kafka
     settings: dict[str, Any] = {

@@ -22,7 +22,7 @@ from aiokafka.structs import ConsumerRecord
 
 from modelless.config import Config
 from modelless.errors import UnavailableError
-from modelless.kafka import make_consumer, stop_within
+from modelless.kafka import make_consumer, report_failure, stop_within
 
 START_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 5.0
@@ -83,7 +83,7 @@ class Follower:
             UnavailableError: that took longer than ``timeout_s``.
         """
         self._task = asyncio.create_task(self._run(), name=f"follow {','.join(self._topics)}")
-        self._task.add_done_callback(self._ended)
+        report_failure(self._task, self._caught_up)
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._caught_up)
@@ -102,15 +102,6 @@ class Follower:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """Only ``on_record`` can make the task fail: tell whoever waits, or the loop."""
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if self._caught_up.done():
-            task.get_loop().call_exception_handler({"message": "following a table ended", "exception": error})
-        else:
-            self._caught_up.set_exception(error)
 
     async def _run(self) -> None:
         while True:

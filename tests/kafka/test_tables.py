@@ -127,14 +127,14 @@ async def test_silence_is_confirmed_by_kafka(config: Config) -> None:
     follower = Follower(config, [topics(config).fleet], Table())
     await follower.start()
     async with asyncio.timeout(10):
-        while follower.quiet_ms < 1000:
+        while follower.quiet_ms < 1000:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await follower.stop()
 
 
 async def test_a_topic_that_is_not_there_is_an_error_in_time(config: Config) -> None:
     follower = Follower(config, [f"{config.kafka.topic_prefix}.nowhere"], Table())
-    with pytest.raises(UnavailableError, match="nowhere.*modelless check"):
+    with pytest.raises(UnavailableError, match=r"nowhere.*modelless check"):
         await follower.start(timeout_s=2)
 
 
