@@ -1,0 +1,106 @@
+"""Queues of waiting queries, earliest deadline first, and how many of them make a batch.
+
+One queue per (variant, group, shape of a row): what may share a batch. A batch leaves when a device has room for it,
+so that it grows by itself while the device is busy and a lone query is never kept waiting for company. Its size
+is the largest whose predicted end still meets the deadline at the head of the queue.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from itertools import count
+
+from broker.catalog import Candidate
+from broker.ledger import Entry
+
+Signature = tuple[tuple[int, ...], ...]
+NEVER = float("inf")
+_sequence = count()
+
+
+class VariantQueue:
+    """Entries that wait for one candidate. Sorted by deadline, then by arrival."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.rows = 0
+        self._waiting: list[tuple[float, int, Entry]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def head(self) -> Entry:
+        return self._waiting[0][2]
+
+    @property
+    def head_deadline_ms(self) -> float:
+        return self._waiting[0][0] if self._waiting else NEVER
+
+    def add(self, entry: Entry, deadline_ms: float | None = None) -> None:
+        """Wait in the order of ``deadline_ms`` (default: the entry's latency deadline; none: last)."""
+        if deadline_ms is None:
+            deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
+        entry.sort_key = (deadline_ms, next(_sequence))
+        entry.place = self
+        insort(self._waiting, (*entry.sort_key, entry))
+        self.rows += entry.rows
+
+    def remove(self, entry: Entry) -> None:
+        index = bisect_left(self._waiting, entry.sort_key)
+        assert self._waiting[index][2] is entry
+        del self._waiting[index]
+        self._left(entry)
+
+    def due(self, now_ms: float) -> list[Entry]:
+        """Take out every entry whose place in the order has passed."""
+        index = bisect_left(self._waiting, (now_ms,))
+        return self._take(index)
+
+    def take(self, rows_max: int) -> list[Entry]:
+        """Take out the head and as many behind it as fit into ``rows_max`` rows."""
+        rows = taken = 0
+        for _, _, entry in self._waiting:
+            if taken and rows + entry.rows > rows_max:
+                break
+            rows += entry.rows
+            taken += 1
+        return self._take(taken)
+
+    def take_all(self) -> list[Entry]:
+        return self._take(len(self._waiting))
+
+    def ahead_ms(self, deadline_ms: float) -> float:
+        """Predicted time to work off what would run before a new entry with that deadline."""
+        if not self._waiting:
+            return 0.0
+        if deadline_ms >= self._waiting[-1][0]:
+            return self.candidate.table.queue_ms(self.rows)
+        index = bisect_left(self._waiting, (deadline_ms,))
+        return self.candidate.table.queue_ms(self.rows * index // len(self._waiting))
+
+    def _take(self, number: int) -> list[Entry]:
+        taken = [entry for _, _, entry in self._waiting[:number]]
+        del self._waiting[:number]
+        for entry in taken:
+            self._left(entry)
+        return taken
+
+    def _left(self, entry: Entry) -> None:
+        self.rows -= entry.rows
+        entry.place = None
+
+
+def batch_rows(queue: VariantQueue, start_ms: float) -> int:
+    """The most rows for a batch that starts at ``start_ms``: its end should meet the head's deadline.
+
+    0 when even the head alone would miss it (never for a head that gives up latency instead).
+    """
+    head = queue.head
+    table = queue.candidate.table
+    if head.deadline_ms is None:
+        return max(table.rows_max, head.rows)
+    budget_ms = head.deadline_ms - start_ms
+    if table.p50_ms(head.rows) > budget_ms:
+        return 0
+    return table.rows_within(budget_ms, head.rows)

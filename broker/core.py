@@ -1,0 +1,507 @@
+"""The broker's decisions, without I/O and without a clock.
+
+Events come in as method calls, each with ``now_ms`` (Kafka time) where time matters; what is to be done comes out
+of :meth:`Core.poll` as instructions, which the shell carries out and reports back::
+
+    admit, cancel                         a record was read; somebody no longer wants it
+    joined, frame, lost                   a worker's link opened, spoke, ended
+    poll(now_ms) -> [Instruction, ...]    whatever is due by now
+    wake_at_ms(now_ms)                    call poll again by then, or after the next event
+    replied, buried                       Kafka acknowledged our reply, or our dead letter
+
+Every entry that was admitted leaves by exactly one of: a worker's outcome, ``replied``, ``buried``, or the loss of
+its partition.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+
+from broker.batcher import NEVER, Signature, VariantQueue, batch_rows
+from broker.catalog import Candidate, Catalog, Target, match_inputs
+from broker.devices import Group, Sent, Worker
+from broker.ledger import Entry, Ledger, State
+from broker.selector import Chosen, Parked, Refused, Selector
+from broker.statistics import Statistics
+from modelless import frames
+from modelless.messages import Cancel, RecordId
+
+CANCELS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give a batch to a worker."""
+
+    worker: Worker
+    batch: frames.Batch
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSent:
+    worker: Worker
+    cancel: frames.CancelItems
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer an entry ourselves; then :meth:`Core.replied`."""
+
+    entry: Entry
+    status: str
+    message: str
+    retry_after_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Write an entry to the dead letters; then :meth:`Core.buried`."""
+
+    entry: Entry
+    code: str
+    reason: str
+
+
+Instruction = Send | CancelSent | Reply | Bury
+
+
+class Core:
+    """One broker's state. The shell owns the one instance and is its only caller."""
+
+    def __init__(self, *, accuracy_slack: float = 0.02, attempts_max: int = 3) -> None:
+        self.catalog = Catalog()
+        self.ledger = Ledger()
+        self.groups: dict[str, Group] = {}
+        self.statistics = Statistics()
+        self._selector = Selector(accuracy_slack)
+        self._attempts_max = attempts_max
+        self._queues: dict[str, dict[tuple[str, Signature], VariantQueue]] = defaultdict(dict)
+        self._parked: list[tuple[float, int, Entry]] = []
+        self._ready: dict[tuple[str, str], list[Worker]] = {}
+        self._cancelled: dict[str, None] = {}
+        self._instructions: list[Instruction] = []
+        self._batches = count(1)
+        self._sequence = count()
+
+    # --- queries --------------------------------------------------------------------------------------------------
+
+    def admit(self, entry: Entry, now_ms: float) -> None:
+        """A decoded query enters; its record was accepted by the ledger."""
+        self.ledger.open(entry)
+        if self._cancelled and (entry.address.id in self._cancelled or str(entry.record) in self._cancelled):
+            self._reply(entry, "CANCELLED", "cancelled before it started")
+        else:
+            self._place(entry, now_ms)
+
+    def refuse(self, entry: Entry, status: str, message: str) -> None:
+        """A record that is no valid query, but has an address: its outcome is an error reply."""
+        self.ledger.open(entry)
+        self._reply(entry, status, message)
+
+    def dead(self, entry: Entry, code: str, reason: str) -> None:
+        """A record that nobody can be told about: its outcome is a dead letter."""
+        self.ledger.open(entry)
+        self._bury(entry, code, reason)
+
+    def cancel(self, cancel: Cancel) -> None:
+        """Drop a query that has not started, or one that is still to be read (remembered for the last 10,000)."""
+        name = cancel.query or cancel.id or ""
+        found = self._named(cancel)
+        for entry in found:
+            if entry.state is State.WAITING:
+                self._withdraw(entry)
+                self._reply(entry, "CANCELLED", "cancelled before it started")
+            elif entry.state is State.SENT and isinstance(entry.place, Sent):
+                frame = frames.CancelItems(entry.place.batch, (entry.record,))
+                self._instructions.append(CancelSent(entry.place.worker, frame))
+        if not found:
+            self._cancelled[name] = None
+            if len(self._cancelled) > CANCELS_MAX:
+                del self._cancelled[next(iter(self._cancelled))]
+
+    def replied(self, entry: Entry, status: str) -> None:
+        """Kafka acknowledged our reply."""
+        if self.ledger.finish(entry):
+            self._count(entry, status)
+
+    def undeliverable(self, entry: Entry, reason: str) -> None:
+        """Our reply cannot be written: the outcome becomes a dead letter."""
+        if entry.state is not State.DONE:
+            self._bury(entry, "UNDELIVERABLE", reason)
+
+    def buried(self, entry: Entry) -> None:
+        """Kafka acknowledged our dead letter."""
+        self.statistics.dead_letters += 1
+        self.ledger.finish(entry)
+
+    def withdraw(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """These partitions are about to be lost: nothing of them that still waits will be sent."""
+        lost = set(partitions)
+        for entry in list(self.ledger.entries()):
+            if entry.state is State.WAITING and (entry.record.topic, entry.record.partition) in lost:
+                self._withdraw(entry)
+
+    def withdraw_parked(self) -> None:
+        """We are leaving: what no worker can run now is left for the next owner."""
+        for _, _, entry in self._parked:
+            entry.place = None
+        self._parked.clear()
+
+    # --- workers --------------------------------------------------------------------------------------------------
+
+    def joined(self, worker: Worker) -> None:
+        self.groups.setdefault(worker.group, Group(worker.group)).workers[worker.incarnation] = worker
+
+    def frame(self, worker: Worker, frame: frames.Frame, now_ms: float) -> None:
+        """A worker spoke."""
+        match frame:
+            case frames.Outcome():
+                self._outcome(worker, frame, now_ms)
+            case frames.Started():
+                if frame.batch in worker.sent:
+                    worker.sent[frame.batch].started_ms = now_ms
+            case frames.Credit():
+                worker.window_ms = frame.window_ms
+            case frames.State():
+                self._state(worker, frame, now_ms)
+            case frames.Answered():
+                self._answered(frame)
+            case frames.Drain():
+                worker.draining = True
+                self._ready.clear()
+
+    def lost(self, worker: Worker, now_ms: float) -> None:
+        """A link ended: what it had and did not settle goes elsewhere at once."""
+        group = self.groups[worker.group]
+        del group.workers[worker.incarnation]
+        self._ready.clear()
+        if not worker.draining:
+            self.statistics.lost_workers += 1
+        for sent in worker.sent.values():
+            for entry in sent.entries.values():
+                if entry.state is State.SENT:
+                    self._again(entry, now_ms, attempted=sent.started_ms is not None)
+        worker.sent.clear()
+        self._replace_stranded(now_ms)
+
+    def catalog_changed(self, now_ms: float) -> None:
+        """Models or profiles changed: whoever waits for what is no longer current, or for anything, is placed anew."""
+        for queues in self._queues.values():
+            for key, queue in list(queues.items()):
+                if self.catalog.candidate(queue.candidate.variant, queue.candidate.group) is not queue.candidate:
+                    del queues[key]
+                    self._place_all(queue.take_all(), now_ms)
+        self._unpark(now_ms)
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def poll(self, now_ms: float) -> list[Instruction]:
+        """Everything that is due: expired entries are answered, batches leave."""
+        self._expire(now_ms)
+        for group in self.groups.values():
+            queues = self._queues.get(group.name)
+            if queues:
+                self._dispatch(group, [queue for queue in queues.values() if queue], now_ms)
+        instructions, self._instructions = self._instructions, []
+        return instructions
+
+    def wake_at_ms(self, now_ms: float) -> float:
+        """When ``poll`` has something to do without a further event; inf for never."""
+        wake_ms = self._parked[0][0] if self._parked else NEVER
+        for name, queues in self._queues.items():
+            waiting = [queue for queue in queues.values() if queue]
+            if not waiting:
+                continue
+            wake_ms = min(wake_ms, *(queue.head_deadline_ms for queue in waiting))
+            if name in self.groups:
+                wake_ms = min([wake_ms, *(w.room_at_ms(now_ms) for w in self.groups[name].workers.values())])
+        return wake_ms
+
+    # --- for those who look ---------------------------------------------------------------------------------------
+
+    def waiting(self, group: str | None = None) -> tuple[int, float, float]:
+        """(entries, predicted ms of work, earliest deadline) of what waits, of one group or of all."""
+        names = [group] if group is not None else list(self._queues)
+        queues = [queue for name in names for queue in self._queues.get(name, {}).values() if queue]
+        entries = sum(len(queue) for queue in queues) + (len(self._parked) if group is None else 0)
+        backlog_ms = sum(queue.candidate.table.queue_ms(queue.rows) for queue in queues)
+        return entries, backlog_ms, min((queue.head_deadline_ms for queue in queues), default=NEVER)
+
+    def workers(self) -> list[Worker]:
+        return [worker for group in self.groups.values() for worker in group.workers.values()]
+
+    # --- placing --------------------------------------------------------------------------------------------------
+
+    def _place(self, entry: Entry, now_ms: float, refused: Candidate | None = None) -> None:
+        """Choose for an entry that waits nowhere; ``refused`` is what it has just proved unable to wait for."""
+        if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
+            return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
+        target = self.catalog.resolve(entry.query)
+        if target is None:
+            return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
+        if not target.candidates:
+            return self._park(entry)
+        choice = self._selector.choose(entry, target, self._finish(now_ms))
+        match choice:
+            case Chosen(candidate=candidate) if candidate is refused:
+                status = "DEADLINE_EXCEEDED" if entry.query.on_miss == "degrade" else "RESOURCE_EXHAUSTED"
+                self._reply(entry, status, "load would make it late; retry later", candidate.table.p50_ms(entry.rows))
+            case Chosen(candidate=candidate, missed=missed):
+                entry.missed = missed
+                self._enqueue(entry, candidate, target)
+            case Refused(status=status, message=message, retry_after_ms=retry_after_ms):
+                self._reply(entry, status, message, retry_after_ms)
+            case Parked():
+                self._park(entry)
+        return None
+
+    def _finish(self, now_ms: float) -> Callable[[Candidate, Entry], float]:
+        """Predicted finish times at one instant; a group's backlog is worked out once per entry."""
+        backlog_ms: dict[str, float] = {}
+
+        def finish(candidate: Candidate, entry: Entry) -> float:
+            workers = self._ready_workers(candidate.variant, candidate.group)
+            if not workers:
+                return NEVER
+            ahead_ms = backlog_ms.get(candidate.group)
+            if ahead_ms is None:
+                ahead_ms = self._backlog_ms(candidate.group, entry, now_ms)
+                backlog_ms[candidate.group] = ahead_ms
+            return now_ms + ahead_ms / len(workers) + candidate.table.p50_ms(entry.rows)
+
+        return finish
+
+    def _backlog_ms(self, group: str, entry: Entry, now_ms: float) -> float:
+        """Predicted work of a group that comes before an entry, all of its devices together."""
+        deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
+        ahead_ms = sum(queue.ahead_ms(deadline_ms) for queue in self._queues[group].values() if queue)
+        return ahead_ms + sum(worker.outstanding_ms(now_ms) for worker in self.groups[group].workers.values())
+
+    def _enqueue(self, entry: Entry, candidate: Candidate, target: Target) -> None:
+        matched = match_inputs(entry.query.inputs, candidate.model.inputs)
+        if isinstance(matched, str):
+            return self._reply(entry, "INVALID_ARGUMENT", f"{target.name}: {matched}")
+        entry.inputs = matched
+        signature = tuple(tensor.shape[1:] for tensor in matched)
+        queues = self._queues[candidate.group]
+        queue = queues.get((candidate.variant, signature))
+        if queue is None:
+            queue = queues[candidate.variant, signature] = VariantQueue(candidate)
+        queue.add(entry)
+        return None
+
+    def _place_all(self, entries: Iterable[Entry], now_ms: float) -> None:
+        for entry in entries:
+            self._place(entry, now_ms)
+
+    def _park(self, entry: Entry) -> None:
+        give_up_ms = NEVER if entry.give_up_ms is None else entry.give_up_ms
+        entry.sort_key = (give_up_ms, next(self._sequence))
+        entry.place = self._parked
+        insort(self._parked, (*entry.sort_key, entry))
+
+    def _unpark(self, now_ms: float) -> None:
+        parked, self._parked = self._parked, []
+        self._place_all((entry for _, _, entry in parked), now_ms)
+
+    def _withdraw(self, entry: Entry) -> None:
+        """Out of whatever it waits in."""
+        if isinstance(entry.place, VariantQueue):
+            entry.place.remove(entry)
+        elif entry.place is not None:
+            self._parked.remove((*entry.sort_key, entry))
+        entry.place = None
+
+    def _again(self, entry: Entry, now_ms: float, *, attempted: bool) -> None:
+        """A worker had it and will not answer it."""
+        entry.state, entry.place = State.WAITING, None
+        entry.attempts += attempted
+        self.statistics.retried += attempted
+        if entry.attempts >= self._attempts_max:
+            self._bury(entry, "INTERNAL", f"{entry.attempts} workers were lost while they ran it")
+        else:
+            self._place(entry, now_ms)
+
+    # --- leaving --------------------------------------------------------------------------------------------------
+
+    def _expire(self, now_ms: float) -> None:
+        while self._parked and self._parked[0][0] <= now_ms:
+            _, _, entry = self._parked.pop(0)
+            entry.place = None
+            self._reply(entry, "UNAVAILABLE", "no worker that could run it was there in time")
+        for queues in self._queues.values():
+            for queue in queues.values():
+                if queue.head_deadline_ms <= now_ms:
+                    for entry in queue.due(now_ms):
+                        self._overdue(queue, entry)
+
+    def _overdue(self, queue: VariantQueue, entry: Entry) -> None:
+        """Its latency is missed: answered, or (``late``) behind those in time, at the latest until it would give up."""
+        if entry.deadline_ms is not None:
+            self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
+        elif entry.give_up_ms is not None and entry.sort_key[0] < entry.give_up_ms:
+            queue.add(entry, entry.give_up_ms)
+        else:
+            queue.add(entry, NEVER)
+
+    def _dispatch(self, group: Group, queues: list[VariantQueue], now_ms: float) -> None:
+        """The most urgent queue first, while a worker has room for it."""
+        while queues:
+            queue = min(queues, key=lambda q: q.head_deadline_ms)
+            worker = self._worker_for(queue.candidate.variant, group, now_ms)
+            if worker is None:
+                queues.remove(queue)
+                continue
+            rows = batch_rows(queue, now_ms + worker.outstanding_ms(now_ms))
+            if rows:
+                self._send(worker, queue.candidate, queue.take(rows), now_ms)
+            else:
+                self._place(queue.take(1)[0], now_ms, refused=queue.candidate)
+            if not queue:
+                queues.remove(queue)
+
+    def _worker_for(self, variant: str, group: Group, now_ms: float) -> Worker | None:
+        """The worker with room that will be free the soonest."""
+        workers = [w for w in self._ready_workers(variant, group.name) if w.room_at_ms(now_ms) <= now_ms]
+        if len(workers) < 2:
+            return workers[0] if workers else None
+        return min(workers, key=lambda w: w.outstanding_ms(now_ms))
+
+    def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> None:
+        rows = sum(entry.rows for entry in entries)
+        cost_ms = candidate.table.p50_ms(rows)
+        sent = Sent(next(self._batches), candidate, {e.record: e for e in entries}, cost_ms, rows, worker)
+        worker.sent[sent.batch] = sent
+        for entry in entries:
+            entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
+            self.statistics.queue_seconds.observe((now_ms - entry.source.arrival_ms) / 1000)
+        self.statistics.batch_rows.observe(rows)
+        self.statistics.cost_usd[candidate.model.task] += cost_ms * candidate.price_per_ms
+        self._instructions.append(Send(worker, _batch(sent, entries)))
+
+    def _reply(self, entry: Entry, status: str, message: str, retry_after_ms: float | None = None) -> None:
+        entry.state = State.ANSWERING
+        self._instructions.append(Reply(entry, status, message, retry_after_ms))
+
+    def _bury(self, entry: Entry, code: str, reason: str) -> None:
+        entry.state = State.ANSWERING
+        self._instructions.append(Bury(entry, code, reason))
+
+    def _count(self, entry: Entry, status: str) -> None:
+        self.statistics.outcomes[status, entry.query.task or entry.query.model or entry.query.variant or ""] += 1
+
+    # --- what workers say -----------------------------------------------------------------------------------------
+
+    def _outcome(self, worker: Worker, frame: frames.Outcome, now_ms: float) -> None:
+        sent = worker.sent.get(frame.batch)
+        if sent is None:
+            return
+        for item in frame.items:
+            entry = sent.entries.pop(item.record, None)
+            if entry is not None and entry.state is State.SENT:
+                self._settle(entry, item, now_ms)
+        if frame.final:
+            del worker.sent[frame.batch]
+            for entry in sent.entries.values():  # a worker that forgets is a worker that gave back
+                if entry.state is State.SENT:
+                    self._again(entry, now_ms, attempted=True)
+
+    def _settle(self, entry: Entry, item: frames.ItemOutcome, now_ms: float) -> None:
+        if item.disposition == "returned":
+            self._again(entry, now_ms, attempted=False)
+        elif item.disposition == "undeliverable":
+            self._bury(entry, "UNDELIVERABLE", item.message or "the reply could not be written")
+        elif item.disposition == "poisoned":
+            self._bury(entry, item.status, item.message or "it brings the executor down")
+        elif self.ledger.finish(entry):
+            self._count(entry, item.status)
+            self.statistics.worker_seconds.observe((now_ms - entry.sent_ms) / 1000)
+            in_time = entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms
+            if item.status == "OK" and in_time:
+                self.statistics.in_time[entry.query.task or ""] += 1
+
+    def _state(self, worker: Worker, frame: frames.State, now_ms: float) -> None:
+        ready = frozenset(v.variant for v in frame.variants if v.state == "ready")
+        worker.loading = frozenset(v.variant for v in frame.variants if v.state == "loading")
+        for variant in frame.variants:
+            candidate = self.catalog.candidate(variant.variant, worker.group)
+            if candidate is not None:
+                for rows, execute_ms in variant.batches:
+                    candidate.table.observe(rows, execute_ms)
+        if ready != worker.ready:
+            worker.ready = ready
+            self._ready.clear()
+            self._replace_stranded(now_ms)
+            self._unpark(now_ms)
+
+    def _answered(self, frame: frames.Answered) -> None:
+        """A worker answered these for a broker that is gone: they are finished, and need no second run."""
+        for topic, partition, offsets in frame.records:
+            self.ledger.answered_before(topic, partition, offsets)
+            for offset in offsets:
+                entry = self.ledger.find(RecordId(topic, partition, offset))
+                if entry is not None and entry.state is State.WAITING:
+                    self._withdraw(entry)
+                    self.ledger.finish(entry)
+                    self.statistics.skipped += 1
+
+    def _ready_workers(self, variant: str, group: str) -> list[Worker]:
+        workers = self._ready.get((variant, group))
+        if workers is None:
+            workers = self.groups[group].ready(variant) if group in self.groups else []
+            self._ready[variant, group] = workers
+        return workers
+
+    def _replace_stranded(self, now_ms: float) -> None:
+        """Whoever waits for a variant that no worker has any more is placed anew."""
+        for group, queues in self._queues.items():
+            for queue in queues.values():
+                if queue and not self._ready_workers(queue.candidate.variant, group):
+                    self._place_all(queue.take_all(), now_ms)
+
+    def _named(self, cancel: Cancel) -> list[Entry]:
+        if cancel.id is not None:
+            return self.ledger.with_id(cancel.id)
+        topic, _, rest = (cancel.query or "").partition("/")
+        partition, _, offset = rest.partition("/")
+        if not (partition.isdigit() and offset.isdigit()):
+            return []
+        entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
+        return [entry] if entry is not None else []
+
+
+def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
+    """The frame of a batch: inputs concatenated along the rows, which in raw bytes is putting one behind another."""
+    items = tuple(
+        frames.Item(
+            record=entry.record,
+            id=entry.address.id,
+            rows=entry.rows,
+            arrival_ms=entry.source.arrival_ms,
+            deadline_ms=entry.deadline_ms,
+            latency_deadline_ms=entry.latency_deadline_ms,
+            reply_topic=entry.address.topic,
+            reply_partition=entry.address.partition,
+            key=entry.source.key,
+            form=entry.address.form,
+            headers=entry.address.echo,
+            metadata=entry.query.metadata,
+            missed=entry.missed,
+            attempt=entry.attempts,
+        )
+        for entry in entries
+    )
+    inputs = tuple(
+        frames.BatchTensor(
+            first.name,
+            first.datatype,
+            (sent.rows, *first.shape[1:]),
+            first.data if len(entries) == 1 else b"".join([entry.inputs[index].data for entry in entries]),
+        )
+        for index, first in enumerate(entries[0].inputs)
+    )
+    return frames.Batch(sent.batch, sent.candidate.variant, sent.candidate.accuracy, sent.cost_ms, items, inputs)

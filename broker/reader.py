@@ -1,0 +1,288 @@
+"""The Kafka consumer of a broker: reads queries, survives rebalances, commits what is finished.
+
+aiokafka's callbacks only open and close a gate here. A batch that was fetched across a change of ownership is thrown
+away and every partition is sought back to the ledger's position, so that the ledger sees each partition's records
+exactly in order. Reading stops while the broker holds its maximum of queries or bytes and goes on at three quarters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
+
+from broker.ledger import Ledger
+from modelless.config import Config
+from modelless.kafka import make_admin, make_consumer, stop_within
+
+_log = structlog.get_logger(__name__)
+
+RECORDS_MAX = 500
+FETCH_WAIT_MS = 200
+SETTLE_S_MAX = 3.0
+"""Before partitions are given up: longest wait for what workers have of them."""
+COMMIT_TIMEOUT_S = 5.0
+RESUME_SHARE = 0.75
+
+
+class Sink(Protocol):
+    """What the reader tells the broker."""
+
+    def read(self, records: Iterable[ConsumerRecord]) -> None: ...
+
+    def withdraw(self, partitions: list[tuple[str, int]]) -> None: ...
+
+    async def unreadable(self, partition: TopicPartition, position: int) -> int | None: ...
+
+
+class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
+    """One member of the brokers' consumer group.
+
+    ``progress()`` must be called whenever the ledger got shorter.
+    """
+
+    def __init__(self, config: Config, ledger: Ledger, sink: Sink, group_id: str, instance_id: str) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._sink = sink
+        self._group_id = group_id
+        self._instance_id = instance_id
+        self._consumer: AIOKafkaConsumer | None = None
+        self._generation = 0
+        self._owned = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.paused = False
+        self.commit_failures = 0
+
+    async def start(self, topics: Iterable[str]) -> None:
+        self._consumer = make_consumer(
+            self._config,
+            group_id=self._group_id,
+            group_instance_id=self._instance_id,
+            max_poll_interval_ms=24 * 3600 * 1000,  # reading stops for as long as the broker is full
+            fetch_max_wait_ms=100,
+        )
+        self._consumer.subscribe(topics=sorted(topics), listener=self)
+        await self._consumer.start()
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._commit_often())]
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """Serve these topics from now on; a change rebalances the group."""
+        assert self._consumer is not None
+        if set(topics) != self._consumer.subscription():
+            self._consumer.subscribe(topics=sorted(topics), listener=self)
+
+    def progress(self) -> None:
+        self._progress.set()
+
+    @property
+    def failed(self) -> BaseException | None:
+        """Why reading ended, if it did."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                return task.exception()
+        return None
+
+    def stop_reading(self) -> None:
+        """Read nothing more; what was read goes on."""
+        if self._tasks:
+            self._tasks[0].cancel()
+
+    async def stop(self) -> None:
+        """Commit once more and leave."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._consumer is not None:
+            await self.commit()
+            await stop_within(self._consumer)
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Records behind the end of each owned partition, as far as the last fetch knew."""
+        lags = {}
+        for topic, partition in self._ledger.owned():
+            end = self._consumer.highwater(TopicPartition(topic, partition)) if self._consumer else None
+            position = self._ledger.position(topic, partition)
+            if end is not None and position is not None:
+                lags[topic, partition] = max(0, end - position)
+        return lags
+
+    # --- ownership ------------------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Let workers finish what they have of these, commit, forget them."""
+        self._generation += 1
+        self._owned.clear()
+        partitions = self._ledger.owned()
+        self._sink.withdraw(partitions)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S_MAX):
+                while self._ledger.unsettled(partitions):
+                    self._progress.clear()
+                    await self._progress.wait()
+        await self.commit()
+        for topic, partition in partitions:
+            self._ledger.revoke(topic, partition)
+        if partitions:
+            _log.info("partitions given up", partitions=len(partitions))
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Read what the previous owner committed and start there. Tried until it works, or the group moves on."""
+        assert self._consumer is not None
+        self._generation += 1
+        generation = self._generation
+        for topic, partition in self._ledger.owned():  # a generation that was lost without a revocation
+            self._ledger.revoke(topic, partition)
+        partitions = sorted(assigned)
+        while generation == self._generation:
+            try:
+                positions = await self._committed(partitions)
+                break
+            except (KafkaError, TimeoutError, OSError) as error:
+                _log.warning("cannot read committed offsets, trying again", error=str(error))
+                await asyncio.sleep(0.5)
+        else:
+            return
+        for partition, (offset, metadata) in positions.items():
+            self._ledger.assign(partition.topic, partition.partition, offset, metadata)
+            with contextlib.suppress(IllegalStateError):
+                self._consumer.seek(partition, offset)
+        _log.info("partitions taken", partitions=len(partitions))
+        self._owned.set()
+
+    async def _committed(self, partitions: list[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
+        """(offset, metadata) per partition; the log's start where nothing was committed."""
+        if not partitions:
+            return {}
+        assert self._consumer is not None
+        admin = make_admin(self._config)
+        async with asyncio.timeout(COMMIT_TIMEOUT_S * 2):
+            await admin.start()
+            try:
+                committed = await admin.list_consumer_group_offsets(self._group_id, partitions=partitions)
+            finally:
+                await admin.close()
+            starts = await self._consumer.beginning_offsets(partitions)
+        result = {}
+        for partition in partitions:
+            found = committed.get(partition)
+            if found is None or found.offset < starts[partition]:
+                result[partition] = (starts[partition], "")
+            else:
+                result[partition] = (found.offset, found.metadata or "")
+        return result
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        assert self._consumer is not None
+        while True:
+            await self._room()
+            await self._owned.wait()
+            generation = self._generation
+            try:
+                batches = await self._consumer.getmany(timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_MAX)
+            except KafkaError as error:
+                _log.warning("reading failed, trying again", error=repr(error))
+                await self._skip_unreadable()
+                continue
+            except (UnicodeDecodeError, ValueError, AssertionError) as error:
+                _log.warning("a record cannot be decoded", error=repr(error))
+                await self._skip_unreadable()
+                continue
+            if generation != self._generation:
+                await self._owned.wait()
+                self._seek_back()
+                continue
+            for records in batches.values():
+                self._sink.read(records)
+            if not batches:
+                await self._pass_gaps()
+
+    async def _room(self) -> None:
+        """Wait while the broker is full."""
+        limit, limit_bytes = self._config.broker.in_flight_max, self._config.broker.memory_mb_max << 20
+        if self._ledger.queries < limit and self._ledger.bytes < limit_bytes:
+            return
+        self.paused = True
+        while self._ledger.queries > limit * RESUME_SHARE or self._ledger.bytes > limit_bytes * RESUME_SHARE:
+            self._progress.clear()
+            await self._progress.wait()
+        self.paused = False
+
+    def _seek_back(self) -> None:
+        """Every owned partition to where the ledger stands."""
+        assert self._consumer is not None
+        for topic, partition in self._ledger.owned():
+            position = self._ledger.position(topic, partition)
+            if position is not None:
+                with contextlib.suppress(IllegalStateError):
+                    self._consumer.seek(TopicPartition(topic, partition), position)
+
+    async def _pass_gaps(self) -> None:
+        """Nothing more to read: positions stand behind whatever gaps there were."""
+        assert self._consumer is not None
+        generation = self._generation
+        for topic, partition in self._ledger.owned():
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(1):
+                    position = await self._consumer.position(TopicPartition(topic, partition))
+                if generation != self._generation:
+                    return
+                self._ledger.passed(topic, partition, position)
+
+    async def _skip_unreadable(self) -> None:
+        """aiokafka refuses whole fetches for one bad record: find the partition, and let the sink rescue the batch."""
+        assert self._consumer is not None
+        generation = self._generation
+        for topic, partition in self._ledger.owned():
+            key = TopicPartition(topic, partition)
+            try:
+                records = await self._consumer.getmany(key, timeout_ms=0, max_records=RECORDS_MAX)
+            except (KafkaError, UnicodeDecodeError, ValueError, AssertionError):
+                position = self._ledger.position(topic, partition)
+                after = await self._sink.unreadable(key, position or 0)
+                if after is not None and generation == self._generation:
+                    self._consumer.seek(key, after)
+                continue
+            if generation != self._generation:
+                return
+            for each in records.values():
+                self._sink.read(each)
+        await asyncio.sleep(0.1)
+
+    # --- committing -----------------------------------------------------------------------------------------------
+
+    async def _commit_often(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.broker.commit_interval_ms / 1000)
+            if self._owned.is_set():
+                await self.commit()
+
+    async def commit(self) -> None:
+        """Commit what changed; a failure leaves it for the next time."""
+        async with self._commit_lock:
+            commits = self._ledger.commits()
+            if not commits or self._consumer is None:
+                return
+            offsets = {
+                TopicPartition(each.topic, each.partition): OffsetAndMetadata(each.offset, each.metadata)
+                for each in commits
+            }
+            try:
+                async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                    await self._consumer.commit(offsets)
+            except (KafkaError, TimeoutError, IllegalStateError) as error:
+                self.commit_failures += 1
+                _log.warning("commit failed, trying again", error=repr(error))
+                return
+            for each in commits:
+                self._ledger.committed(each)

@@ -1,0 +1,159 @@
+"""Which variant, on which group, answers a query; or why none can.
+
+Two questions, in this order. *Could it be met at all?* is answered by the profiles alone: accuracy, lat(b) at the
+query's own rows, cost at the best batch. *Would it be met now?* adds the predicted finish time behind what is queued
+ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is the
+contract's table of ``on_miss``; ``cost_max`` is never given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from broker.catalog import Candidate, Target
+from broker.ledger import Entry
+
+Finish = Callable[[Candidate, Entry], float]
+"""Predicted finish in Kafka time (ms) of an entry on a candidate; inf when no worker there has it loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    candidate: Candidate
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    status: str
+    message: str
+    retry_after_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Feasible, but nobody is there that could run it."""
+
+
+Choice = Chosen | Refused | Parked
+
+
+class Selector:
+    """Stateless but for its two settings."""
+
+    def __init__(self, accuracy_slack: float) -> None:
+        self._accuracy_slack = accuracy_slack
+
+    def choose(self, entry: Entry, target: Target, finish: Finish) -> Choice:
+        """Decide for one query; the whole table of ``on_miss``."""
+        floor = self.accuracy_floor(entry, target)
+        affordable = [c for c in target.candidates if _affordable(c, entry)]
+        accurate = [c for c in affordable if c.accuracy >= floor]
+        feasible = [c for c in accurate if _fast_enough(c, entry)]
+        on_miss = entry.query.on_miss
+        if feasible:
+            return self._now(entry, feasible, affordable, floor, finish)
+        if on_miss == "late" and accurate:
+            return _earliest(accurate, entry, finish)
+        if on_miss == "degrade":
+            fast = [c for c in affordable if _fast_enough(c, entry)]
+            if fast:
+                return self._degrade(entry, sorted(fast, key=lambda c: -c.accuracy), floor, finish)
+        return Refused("FAILED_PRECONDITION", _nearest(entry, target, floor))
+
+    def accuracy_floor(self, entry: Entry, target: Target) -> float:
+        """What was asked for, or the best of what was named minus the slack."""
+        wanted = entry.query.accuracy_min
+        return wanted if wanted is not None else target.accuracy_best - self._accuracy_slack
+
+    def _now(
+        self,
+        entry: Entry,
+        feasible: Sequence[Candidate],
+        affordable: Sequence[Candidate],
+        floor: float,
+        finish: Finish,
+    ) -> Choice:
+        deadline_ms = entry.latency_deadline_ms
+        best: tuple[tuple[float, ...], Candidate] | None = None
+        soonest_ms = float("inf")
+        for candidate in feasible:
+            finish_ms = finish(candidate, entry)
+            soonest_ms = min(soonest_ms, finish_ms)
+            if finish_ms == float("inf") or (deadline_ms is not None and finish_ms > deadline_ms):
+                continue
+            rank = _rank(entry, candidate, finish_ms)
+            if best is None or rank < best[0]:
+                best = rank, candidate
+        if best is not None:
+            return Chosen(best[1])
+        if entry.query.on_miss == "late":
+            return _earliest(feasible, entry, finish)
+        if entry.query.on_miss == "degrade":
+            below = sorted((c for c in affordable if c.accuracy < floor), key=lambda c: -c.accuracy)
+            return self._degrade(entry, [*feasible, *below], floor, finish)
+        if soonest_ms == float("inf"):
+            return Parked()
+        late_ms = soonest_ms - (deadline_ms or 0.0)
+        return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms)
+
+    def _degrade(self, entry: Entry, candidates: Sequence[Candidate], floor: float, finish: Finish) -> Choice:
+        """The first of ``candidates`` that will be in time."""
+        alive = False
+        for candidate in candidates:
+            finish_ms = finish(candidate, entry)
+            alive = alive or finish_ms < float("inf")
+            if finish_ms < float("inf") and finish_ms <= (entry.latency_deadline_ms or float("inf")):
+                return Chosen(candidate, ("accuracy",) if candidate.accuracy < floor else ())
+        if alive:
+            return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time")
+        return Parked()
+
+
+def _rank(entry: Entry, candidate: Candidate, finish_ms: float) -> tuple[float, ...]:
+    """Smaller is better, by ``prefer``; then cheaper, then sooner."""
+    cost = candidate.cost_per_1000_least
+    if entry.query.prefer == "accuracy":
+        return -candidate.accuracy, cost, finish_ms
+    if entry.query.prefer == "latency":
+        return finish_ms, cost, -candidate.accuracy
+    return cost, -candidate.accuracy, finish_ms
+
+
+def _earliest(candidates: Sequence[Candidate], entry: Entry, finish: Finish) -> Choice:
+    finish_ms, _, candidate = min(((finish(c, entry), i, c) for i, c in enumerate(candidates)), key=lambda t: t[:2])
+    return Parked() if finish_ms == float("inf") else Chosen(candidate)
+
+
+def _affordable(candidate: Candidate, entry: Entry) -> bool:
+    return entry.query.cost_max is None or candidate.cost_per_1000_least <= entry.query.cost_max
+
+
+def _fast_enough(candidate: Candidate, entry: Entry) -> bool:
+    deadline_ms = entry.latency_deadline_ms
+    return deadline_ms is None or candidate.table.p50_ms(entry.rows) <= deadline_ms - entry.source.arrival_ms
+
+
+def _nearest(entry: Entry, target: Target, floor: float) -> str:
+    """Why nothing is feasible, and the nearest constraints that are."""
+    query, candidates = entry.query, target.candidates
+    if not candidates:
+        return f"{target.name} is registered, but no variant of it could be measured yet; see `modelless models`"
+    accurate = [c for c in candidates if c.accuracy >= floor]
+    if not accurate:
+        best = max(candidates, key=lambda c: c.accuracy)
+        return f"no variant has accuracy >= {floor:.4g}; the most accurate, {best.variant}, has {best.accuracy:.4f}"
+    affordable = [c for c in accurate if _affordable(c, entry)]
+    if not affordable:
+        least = min(accurate, key=lambda c: c.cost_per_1000_least)
+        return (
+            f"no variant with accuracy >= {floor:.4g} costs at most {query.cost_max:.3g} USD per 1,000; "
+            f"the cheapest, {least.variant}, costs {least.cost_per_1000_least:.3g}"
+        )
+    fastest = min(affordable, key=lambda c: c.table.p50_ms(entry.rows))
+    limit = f" and cost <= {query.cost_max:.3g}" if query.cost_max is not None else ""
+    return (
+        f"the fastest variant with accuracy >= {floor:.4g}{limit}, {fastest.variant}, "
+        f"needs {fastest.table.p50_ms(entry.rows):.3g} ms for {entry.rows} row(s)"
+    )

@@ -1,0 +1,486 @@
+"""A broker process: the core, and everything around it that talks.
+
+The core decides; this carries out. Whatever happens (a record, a frame, an acknowledgement, a timer) tells the core
+and then *kicks* one pump for this turn of the event loop, so that batches fall out of whatever came in together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
+
+from broker.core import Bury, CancelSent, Core, Reply, Send
+from broker.devices import Worker
+from broker.intake import Dead, Intake, Refusal
+from broker.leader import Leader
+from broker.ledger import Entry, Source
+from broker.metrics import Outside, registry
+from broker.outbox import Outbox, Outgoing
+from broker.planner import PlannedWorker
+from broker.reader import QueryReader
+from modelless import frames, messages
+from modelless.clock import KafkaClock
+from modelless.codec import decode_cancel, decode_record, encode_reply
+from modelless.config import Config
+from modelless.errors import ModellessError
+from modelless.fleet import Announcer
+from modelless.frames import LINK_VERSION, Frame, Hello
+from modelless.link import Link, LinkServer, serve
+from modelless.messages import Member, ModelVersion, Plan, Profile, RecordId
+from modelless.metrics import serve_metrics
+from modelless.tables import Follower
+from modelless.topics import ReplyTopicRule, Topics
+
+_log = structlog.get_logger(__name__)
+
+METADATA_INTERVAL_S = 5.0
+METADATA_RETRY_S = 1.0
+DEMAND_INTERVAL_MS = 10.0
+LOOP_LAG_INTERVAL_S = 0.25
+TIMER_SLACK_MS = 0.2
+CANCEL_HISTORY_MS = 60_000.0
+
+
+class Broker:
+    """One broker. ``run`` returns the process's exit status."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self._config = config
+        self._name = name
+        self._incarnation = f"{name}-{os.getpid()}-{time.time_ns():x}"
+        self._topics = Topics(config.kafka.topic_prefix)
+        self._clock = KafkaClock()
+        self._core = Core(accuracy_slack=config.broker.accuracy_slack, attempts_max=config.broker.attempts_max)
+        self._outbox = Outbox(config)
+        self._partitions: dict[str, int] = {}
+        rule = ReplyTopicRule(self._topics, config.broker.reply_topics_allowed)
+        self._intake = Intake(
+            self._topics,
+            rule,
+            lambda topic: self._partitions.get(topic, 0),
+            latency_ms_default=config.broker.latency_ms_default,
+            request_bytes_max=config.kafka.request_bytes_max,
+        )
+        self._reader = QueryReader(config, self._core.ledger, self, f"{self._topics.prefix}.brokers", name)
+        self._leader = Leader(
+            config,
+            name,
+            self._clock,
+            lambda: self._core.catalog.models,
+            lambda: self._core.catalog.profiles,
+            self._planned_workers,
+            lambda: self._plan,
+        )
+        self._plan: Plan | None = None
+        self._links: dict[str, Link] = {}
+        self._workers: dict[Link, Worker] = {}
+        self._server: LinkServer | None = None
+        self._held: list[Source] = []
+        self._metadata_wanted = asyncio.Event()
+        self._demands: dict[str, tuple[float, float]] = {}
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop_lag_s = 0.0
+        self._state: str = "starting"
+        self._metrics: str | None = None
+        self._stop = asyncio.Event()
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until a signal, or until something that cannot be repaired in place fails (exit status 1)."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled)
+        announcer = Announcer(self._config, self._clock, self._member)
+        followers = [
+            Follower(self._config, [self._topics.registry], self._on_registry),
+            Follower(self._config, [self._topics.profiles], self._on_profile),
+            Follower(self._config, [self._topics.plan], self._on_plan),
+        ]
+        cancels: Follower | None = None
+        tasks: list[asyncio.Task[None]] = []
+        async with contextlib.AsyncExitStack() as stack:
+            self._server = await serve(self._config, self._hello(), self._on_open, self._on_frame, self._on_lost)
+            stack.callback(self._server.close)
+            await self._outbox.start()
+            stack.push_async_callback(self._outbox.stop)
+            await announcer.start()
+            stack.push_async_callback(announcer.stop)
+            cancels = Follower(
+                self._config, [self._topics.cancel], self._on_cancel, since_ms=self._clock.now_ms() - CANCEL_HISTORY_MS
+            )
+            for follower in (*followers, cancels):
+                await follower.start()
+                stack.push_async_callback(follower.stop)
+            await self._refresh_metadata()
+            tasks = [
+                asyncio.create_task(self._watch_metadata()),
+                asyncio.create_task(self._watch_loop()),
+            ]
+            stack.callback(lambda: [task.cancel() for task in tasks])
+            self._metrics = serve_metrics(self._config.metrics, _index(self._name), registry(self._core, self._outside))
+            await self._reader.start(self._query_topics())
+            stack.push_async_callback(self._reader.stop)
+            await self._leader.start()
+            stack.push_async_callback(self._leader.stop)
+            self._state = "ready"
+            announcer.announce()
+            _log.info("ready", endpoint=self._server.endpoint, metrics=self._metrics)
+            status = await self._until_stopped(tasks)
+            self._state = "draining"
+            announcer.announce()
+            await self._drain()
+            for link in list(self._workers):
+                link.send(frames.Drain("the broker stops"))
+        for link in list(self._workers):
+            link.close("the broker stops")
+        _log.info("stopped", unfinished=self._core.ledger.queries)
+        return status
+
+    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> int:
+        """0 when asked to stop; 1 when a part failed."""
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stop.wait()
+            failures = [self._reader.failed, self._outbox.failed]
+            failures += [task.exception() for task in tasks if task.done() and not task.cancelled()]
+            for error in filter(None, failures):
+                _log.error("a part failed, stopping", error=repr(error), exc_info=error)
+                return 1
+        return 0
+
+    async def _drain(self) -> None:
+        """Read nothing more; finish what is held, within the bound."""
+        self._reader.stop_reading()
+        self._core.withdraw_parked()
+        partitions = self._core.ledger.owned()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.broker.drain_s):
+                while self._core.waiting()[0] or self._core.ledger.unsettled(partitions):
+                    await asyncio.sleep(0.02)
+        self._core.withdraw(partitions)
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            _log.warning("second signal, leaving at once")
+            os._exit(1)
+        self._stop.set()
+
+    # --- records in -----------------------------------------------------------------------------------------------
+
+    def read(self, records: Iterable[ConsumerRecord]) -> None:
+        """The reader has records of one partition, in order."""
+        core, now_ms = self._core, self._clock.now_ms()
+        for record in records:
+            name = RecordId(record.topic, record.partition, record.offset)
+            core.statistics.read += 1
+            if not core.ledger.arrived(name):
+                core.statistics.skipped += 1
+                continue
+            arrival_ms = float(record.timestamp)
+            if arrival_ms < 0 or record.timestamp_type != 1:  # not the log's own time: believed only about the past
+                arrival_ms = min(arrival_ms, now_ms) if arrival_ms >= 0 else now_ms
+            self._take(Source(name, record.key, record.value, record.headers, arrival_ms), now_ms)
+        self.kick()
+
+    def _take(self, source: Source, now_ms: float, *, final: bool = False) -> None:
+        result = self._intake.read(source)
+        match result:
+            case Entry():
+                self._core.admit(result, now_ms)
+            case Dead(code="NOT_FOUND") if not final:  # a reply topic that we have not heard of yet, perhaps
+                self._held.append(source)
+                self._metadata_wanted.set()
+            case Dead(entry=entry, code=code, reason=reason):
+                self._core.statistics.malformed += 1
+                self._core.dead(entry, code, reason)
+            case Refusal(entry=entry, status=status, message=message):
+                self._core.statistics.malformed += 1
+                self._core.refuse(entry, status, message)
+
+    def withdraw(self, partitions: list[tuple[str, int]]) -> None:
+        """The reader is about to lose these."""
+        self._core.withdraw(partitions)
+        lost = set(partitions)
+        self._held = [s for s in self._held if (s.record.topic, s.record.partition) not in lost]
+
+    async def unreadable(self, partition: TopicPartition, position: int) -> int | None:
+        """A batch that aiokafka cannot decode; see :mod:`broker.rescue`."""
+        from broker.rescue import rescue
+
+        return await rescue(self._config, partition, position, self.read)
+
+    async def _watch_metadata(self) -> None:
+        """Which topics exist, with how many partitions."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(METADATA_INTERVAL_S):
+                    await self._metadata_wanted.wait()
+            self._metadata_wanted.clear()
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                await self._refresh_metadata()
+                held, self._held = self._held, []
+                for source in held:
+                    self._take(source, self._clock.now_ms(), final=True)
+                if held:
+                    self.kick()
+                self._reader.subscribe(self._query_topics())
+            await asyncio.sleep(METADATA_RETRY_S)
+
+    async def _refresh_metadata(self) -> None:
+        self._partitions = await self._outbox.partitions()
+
+    def _query_topics(self) -> set[str]:
+        """Query topics that exist: ours, those bound to registered tasks, and the configured ones."""
+        names = {self._topics.queries, self._topics.offline, *self._config.broker.topics}
+        names |= {self._topics.task_queries(task) for task in self._core.catalog.tasks()}
+        return {name for name in names if name in self._partitions}
+
+    # --- what the system knows ------------------------------------------------------------------------------------
+
+    def _on_registry(self, record: ConsumerRecord) -> None:
+        key = (record.key or b"").decode(errors="replace")
+        if not key.startswith("model/"):
+            return
+        with self._alarm(key):
+            model = None if record.value is None else decode_record(ModelVersion, record.value)
+            self._core.catalog.put_model(key.removeprefix("model/"), model)
+            self._core.catalog_changed(self._clock.now_ms())
+            self._metadata_wanted.set()
+            self.kick()
+
+    def _on_profile(self, record: ConsumerRecord) -> None:
+        key = (record.key or b"").decode(errors="replace")
+        with self._alarm(key):
+            profile = None if record.value is None else decode_record(Profile, record.value)
+            self._core.catalog.put_profile(key, profile)
+            self._core.catalog_changed(self._clock.now_ms())
+            self.kick()
+
+    def _on_plan(self, record: ConsumerRecord) -> None:
+        with self._alarm("plan"):
+            plan = decode_record(Plan, record.value)
+            if self._plan is None or plan.epoch >= self._plan.epoch:
+                self._plan = plan
+
+    def _on_cancel(self, record: ConsumerRecord) -> None:
+        with self._alarm("cancel"):
+            self._core.cancel(decode_cancel(record.value))
+            self.kick()
+
+    @contextlib.contextmanager
+    def _alarm(self, what: str) -> Any:
+        """A record that does not decode is ignored, the last good one kept."""
+        try:
+            yield
+        except ModellessError as error:
+            _log.warning("ignored a malformed record", what=what, error=error.message)
+
+    # --- workers --------------------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return Hello(LINK_VERSION, self._name, self._incarnation)
+
+    def _on_open(self, link: Link) -> None:
+        peer = link.peer
+        if peer is None or peer.group is None:
+            link.close("only workers dial a broker")
+            return
+        worker = Worker(
+            peer.name, peer.incarnation, peer.group, peer.price_per_hour, peer.memory_bytes_max, peer.builders
+        )
+        self._workers[link] = worker
+        self._links[worker.incarnation] = link
+        self._core.joined(worker)
+        _log.info("worker linked", worker=worker.name, group=worker.group)
+
+    def _on_frame(self, link: Link, frame: Frame) -> None:
+        worker = self._workers.get(link)
+        if worker is not None:
+            self._core.frame(worker, frame, self._clock.now_ms())
+            self._reader.progress()
+            self.kick()
+
+    def _on_lost(self, link: Link, reason: str) -> None:
+        worker = self._workers.pop(link, None)
+        if worker is not None:
+            self._links.pop(worker.incarnation, None)
+            self._core.lost(worker, self._clock.now_ms())
+            _log.warning("worker lost", worker=worker.name, reason=reason)
+            self.kick()
+
+    def _planned_workers(self) -> list[PlannedWorker]:
+        return [
+            PlannedWorker(worker.name, worker.group, worker.memory_bytes_max, worker.builders)
+            for worker in self._core.workers()
+            if not worker.draining
+        ]
+
+    # --- the pump -------------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Something changed: pump once in this turn of the loop."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        now_ms = self._clock.now_ms()
+        for instruction in self._core.poll(now_ms):
+            match instruction:
+                case Send(worker=worker, batch=batch):
+                    self._links[worker.incarnation].send(batch)
+                case CancelSent(worker=worker, cancel=cancel):
+                    self._links[worker.incarnation].send(cancel)
+                case Reply():
+                    self._send_reply(instruction)
+                case Bury():
+                    self._send_dead_letter(instruction)
+        self._announce_demand(now_ms)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake_ms = self._core.wake_at_ms(now_ms)
+        if wake_ms != float("inf"):
+            delay_s = min(max(wake_ms - now_ms, TIMER_SLACK_MS), 60_000) / 1000
+            self._timer = self._loop.call_later(delay_s, self._pump)
+
+    def _announce_demand(self, now_ms: float) -> None:
+        """Tell each group's workers how urgent our waiting work is, when that changed."""
+        for name, group in self._core.groups.items():
+            if not group.workers:
+                continue
+            _, backlog_ms, deadline_ms = self._core.waiting(name)
+            told_ms, told_backlog_ms = self._demands.get(name, (0.0, 0.0))
+            if backlog_ms == told_backlog_ms or (backlog_ms and now_ms - told_ms < DEMAND_INTERVAL_MS):
+                continue
+            self._demands[name] = (now_ms, backlog_ms)
+            frame = frames.Demand(backlog_ms, None if deadline_ms == float("inf") else deadline_ms)
+            for worker in group.workers.values():
+                self._links[worker.incarnation].send(frame)
+
+    def _send_reply(self, reply: Reply) -> None:
+        entry, address = reply.entry, reply.entry.address
+        record = str(entry.record)
+        message = messages.Reply(
+            id=address.id,
+            query=record,
+            status=reply.status,
+            message=reply.message,
+            retry_after_ms=reply.retry_after_ms,
+            metadata=entry.query.metadata,
+        )
+        headers = (
+            ("modelless-id", address.id.encode()),
+            ("modelless-status", reply.status.encode()),
+            ("modelless-query", record.encode()),
+            *address.echo,
+        )
+        self._outbox.put(
+            Outgoing(
+                topic=address.topic,
+                partition=address.partition,
+                partition_key=entry.source.key or address.id.encode(),
+                key=entry.source.key,
+                value=encode_reply(message, address.form),
+                headers=headers,
+                done=functools.partial(self._replied, reply),
+            )
+        )
+
+    def _replied(self, reply: Reply, failure: str | None) -> None:
+        if failure is None:
+            self._core.replied(reply.entry, reply.status)
+            self._reader.progress()
+        else:
+            self._core.undeliverable(reply.entry, failure)
+            self.kick()
+
+    def _send_dead_letter(self, bury: Bury) -> None:
+        source = bury.entry.source
+        headers = (
+            *source.headers,
+            ("modelless-code", bury.code.encode()),
+            ("modelless-reason", bury.reason.encode()),
+            ("modelless-query", str(source.record).encode()),
+            ("modelless-attempts", str(bury.entry.attempts).encode()),
+        )
+        self._outbox.put(
+            Outgoing(
+                topic=self._topics.dead_letter,
+                partition=None,
+                partition_key=str(source.record).encode(),
+                key=source.key,
+                value=source.value or b"",
+                headers=headers,
+                done=functools.partial(self._buried, bury),
+                must=True,
+            )
+        )
+
+    def _buried(self, bury: Bury, _: str | None) -> None:
+        _log.warning("dead letter", query=str(bury.entry.record), code=bury.code, reason=bury.reason)
+        self._core.buried(bury.entry)
+        self._reader.progress()
+
+    # --- seen from outside ----------------------------------------------------------------------------------------
+
+    async def _watch_loop(self) -> None:
+        while True:
+            before_s = self._loop.time()
+            await asyncio.sleep(LOOP_LAG_INTERVAL_S)
+            self._loop_lag_s = max(0.0, self._loop.time() - before_s - LOOP_LAG_INTERVAL_S)
+
+    def _outside(self) -> Outside:
+        return Outside(
+            now_ms=self._clock.now_ms(),
+            loop_lag_seconds=self._loop_lag_s,
+            paused=self._reader.paused,
+            leads=self._leader.leads,
+            commit_failures=self._reader.commit_failures,
+            lag=self._reader.lag(),
+        )
+
+    def _member(self) -> Member:
+        core = self._core
+        entries, backlog_ms, _ = core.waiting()
+        statistics = core.statistics
+        return Member(
+            kind="broker",
+            name=self._name,
+            incarnation=self._incarnation,
+            state=self._state,  # type: ignore[arg-type]
+            endpoint=self._server.endpoint if self._server is not None else None,
+            metrics=self._metrics,
+            statistics={
+                "read": statistics.read,
+                "unfinished": core.ledger.queries,
+                "waiting": entries,
+                "backlog_ms": backlog_ms,
+                "ok": sum(n for (status, _), n in statistics.outcomes.items() if status == "OK"),
+                "outcomes": sum(statistics.outcomes.values()),
+                "dead_letters": statistics.dead_letters,
+                "leads": float(self._leader.leads),
+                "lag": sum(self._reader.lag().values()),
+            },
+        )
+
+
+def _index(name: str) -> int:
+    """The number at the end of ``broker-3``; 0 when there is none."""
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,48 @@
+"""Counters and histograms of the core, in plain Python; :mod:`broker.metrics` only reads them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Histogram:
+    """Counts per bucket, ``bounds`` being inclusive upper ones; the last bucket is everything above."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What happened since the process started."""
+
+    read: int = 0
+    skipped: int = 0
+    """Records that an earlier owner had finished, or that were answered by a worker before it lost its broker."""
+    malformed: int = 0
+    dead_letters: int = 0
+    lost_workers: int = 0
+    retried: int = 0
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By (status, task)."""
+    in_time: Counter[str] = field(default_factory=Counter)
+    """OK within the latency asked for, by task."""
+    cost_usd: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Predicted device cost of what was sent, by task."""
+    batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """From the log time to the dispatch."""
+    worker_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """From the dispatch to the outcome."""
