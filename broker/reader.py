@@ -83,6 +83,11 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
     def progress(self) -> None:
         self._progress.set()
 
+    async def settled(self) -> None:
+        """Wait for the next :meth:`progress`."""
+        self._progress.clear()
+        await self._progress.wait()
+
     @property
     def failed(self) -> BaseException | None:
         """Why reading ended, if it did."""
@@ -126,8 +131,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S_MAX):
                 while self._ledger.unsettled(partitions):
-                    self._progress.clear()
-                    await self._progress.wait()
+                    await self.settled()
         await self.commit()
         for topic, partition in partitions:
             self._ledger.revoke(topic, partition)
@@ -214,8 +218,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         self.paused = True
         while self._ledger.queries > limit * RESUME_SHARE or self._ledger.bytes > limit_bytes * RESUME_SHARE:
-            self._progress.clear()
-            await self._progress.wait()
+            await self.settled()
         self.paused = False
 
     def _seek_back(self) -> None:

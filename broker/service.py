@@ -29,6 +29,7 @@ from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
 from broker.planner import PlannedWorker
 from broker.reader import QueryReader
+from broker.rescue import rescue
 from modelless import frames, messages
 from modelless.clock import KafkaClock
 from modelless.codec import decode_cancel, decode_record, encode_reply
@@ -170,7 +171,7 @@ class Broker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.broker.drain_s):
                 while self._core.waiting()[0] or self._core.ledger.unsettled(partitions):
-                    await asyncio.sleep(0.02)
+                    await self._reader.settled()
         self._core.withdraw(partitions)
 
     def _signalled(self) -> None:
@@ -218,9 +219,7 @@ class Broker:
         self._held = [s for s in self._held if (s.record.topic, s.record.partition) not in lost]
 
     async def unreadable(self, partition: TopicPartition, position: int) -> int | None:
-        """A batch that aiokafka cannot decode; see :mod:`broker.rescue`."""
-        from broker.rescue import rescue
-
+        """A batch that aiokafka cannot decode."""
         return await rescue(self._config, partition, position, self.read)
 
     async def _watch_metadata(self) -> None:
