@@ -6,9 +6,11 @@ factories      their architectures, in torch
 training       one recipe trained and exported; the only module that imports torch's training side
 scenario       who asks for what, and when; pure
 system         ``modelless up`` as a child, with a configuration of its own
+measured       registers the family and reads what the system measured
 load           drives the load through the client and writes down what came back
 verify         reads Kafka by itself and counts replies per query
 report         figures and a verdict from what was written down; pure
 show, plot     the same for the eye
+run            all of it in order
 =============  =============================================================================
 """

@@ -1,0 +1,126 @@
+"""Sends a scenario's queries through the client at their times, and writes down what became of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from modelless.client import Ask, Client
+from modelless.client_core import Result
+from modelless.demo.family import TASK, Images
+from modelless.demo.report import OK, Answer
+from modelless.demo.scenario import Arrival, Policy, QueryClass, Scenario
+from modelless.errors import ModellessError
+
+WARM_UP_QUERIES = 20
+"""Per model, before anything is counted in figures; they count in the verification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    answers: tuple[Answer, ...]
+    lag_ms_max: float
+    """How late this process was in sending a query, at worst: what is large casts doubt on the latencies."""
+
+
+class Load:
+    """One client's queries; ``submitted`` counts all of them."""
+
+    def __init__(self, client: Client, images: Images) -> None:
+        self._client = client
+        self._images = images
+        self._loop = asyncio.get_running_loop()
+        self.submitted = 0
+
+    async def warm_up(self, models: Sequence[str]) -> None:
+        futures = [self._submit(i, {"model": model}) for model in models for i in range(WARM_UP_QUERIES)]
+        await asyncio.wait(futures)
+        for future in futures:
+            future.exception()
+
+    async def drive(
+        self, scenario: Scenario, policy: Policy, arrivals: Sequence[Arrival], progress: Callable[[int], None]
+    ) -> Driven:
+        """Returns when every query has its outcome; the client's own time limits bound that."""
+        answers: list[Answer] = []
+        outstanding: set[asyncio.Future[Result]] = set()
+        begin_s = self._loop.time()
+        lag_s_max = 0.0
+        for n, arrival in enumerate(arrivals):
+            ahead_s = begin_s + arrival.at_s - self._loop.time()
+            await asyncio.sleep(max(0.0, ahead_s))
+            lag_s_max = max(lag_s_max, self._loop.time() - begin_s - arrival.at_s)
+            future = self._submit(arrival.image, _ask(scenario.kind(arrival.kind), policy))
+            outstanding.add(future)
+            future.add_done_callback(self._writer(policy, arrival, answers, outstanding, begin_s))
+            progress(n + 1)
+        while outstanding:
+            await asyncio.wait(outstanding)
+        return Driven(tuple(answers), lag_s_max * 1000)
+
+    def _submit(self, image: int, ask: Ask) -> asyncio.Future[Result]:
+        self.submitted += 1
+        return self._client.submit({"pixels": self._images.pixels[image : image + 1]}, **ask)
+
+    def _writer(
+        self,
+        policy: Policy,
+        arrival: Arrival,
+        answers: list[Answer],
+        outstanding: set[asyncio.Future[Result]],
+        begin_s: float,
+    ) -> Callable[[asyncio.Future[Result]], None]:
+        sent_s = self._loop.time()
+
+        def write_down(future: asyncio.Future[Result]) -> None:
+            outstanding.discard(future)
+            answers.append(
+                _answer(
+                    future,
+                    policy=policy.name,
+                    kind=arrival.kind,
+                    at_s=sent_s - begin_s,
+                    latency_ms=(self._loop.time() - sent_s) * 1000,
+                    label=int(self._images.labels[arrival.image]),
+                )
+            )
+
+        return write_down
+
+
+def _ask(kind: QueryClass, policy: Policy) -> Ask:
+    """A fixed choice keeps the deadline and what to do about it; the accuracy is the model's, whatever was asked."""
+    ask: Ask = {"latency_ms_max": kind.latency_ms_max, "on_miss": kind.on_miss}
+    if policy.model is not None:
+        return ask | {"model": policy.model}
+    return ask | {"task": TASK, "accuracy_min": kind.accuracy_min, "prefer": kind.prefer}
+
+
+def _answer(
+    future: asyncio.Future[Result], *, policy: str, kind: str, at_s: float, latency_ms: float, label: int
+) -> Answer:
+    error = future.exception()
+    if error is not None:
+        return Answer(policy, kind, at_s, latency_ms, status_of(error), label)
+    result = future.result()
+    return Answer(
+        policy,
+        kind,
+        at_s,
+        latency_ms,
+        OK,
+        label,
+        predicted=int(result.output.argmax()),
+        model=result.model,
+        accuracy=result.accuracy,
+        cost=result.cost,
+        missed=result.missed,
+    )
+
+
+def status_of(error: BaseException) -> str:
+    """The reply's status; that of a bug in this process is raised, not counted."""
+    if not isinstance(error, ModellessError):
+        raise error
+    return error.code
