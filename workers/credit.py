@@ -1,0 +1,66 @@
+"""Credit: how much predicted work each broker may have outstanding at this worker. Pure.
+
+One **cap** for the device: just enough that it never waits. A batch counts from the moment when its broker sends it
+until the broker learns that its replies are in Kafka, so the cap covers the batch that runs, ``lead_ms`` behind it, and
+what sits between the device and the acknowledgement.
+
+The cap is divided by **urgency**: a broker's queued milliseconds over the slack to its earliest deadline. Every
+broker keeps a floor, so that one that announces nothing yet can start at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+from modelless.frames import Demand
+
+Link = TypeVar("Link", bound=Hashable)
+
+FLOOR_SHARE = 0.1
+"""Of the cap, divided equally among all brokers before urgency decides about the rest."""
+SLACK_MS_MIN = 1.0
+SLACK_MS_DEFAULT = 30_000.0
+"""Slack of work without a deadline."""
+SETTLE_MS_MAX = 50.0
+
+
+class Cap:
+    """Follows what the device needs in flight: the largest batches of late, and the time to their acknowledgement."""
+
+    def __init__(self, lead_ms: float) -> None:
+        self._lead_ms = lead_ms
+        self._cost_ms = 0.0
+        self._settle_ms = 2.0
+
+    def observe_cost(self, cost_ms: float) -> None:
+        """A batch arrived; large ones count at once, and are forgotten slowly."""
+        self._cost_ms = max(cost_ms, 0.95 * self._cost_ms + 0.05 * cost_ms)
+
+    def observe_settle(self, settle_ms: float) -> None:
+        """A batch was settled this long after it left the device."""
+        self._settle_ms += 0.1 * (min(settle_ms, SETTLE_MS_MAX) - self._settle_ms)
+
+    @property
+    def cap_ms(self) -> float:
+        return self._cost_ms + self._lead_ms + self._settle_ms
+
+
+def divide(cap_ms: float, demands: Mapping[Link, Demand | None], now_ms: float) -> dict[Link, float]:
+    """Windows that add up to ``cap_ms``. ``now_ms`` is Kafka time, as the deadlines in ``demands`` are."""
+    if not demands:
+        return {}
+    floor_ms = cap_ms * FLOOR_SHARE / len(demands)
+    urgencies = {link: _urgency(demand, now_ms) for link, demand in demands.items()}
+    total = sum(urgencies.values())
+    if total <= 0.0:
+        return dict.fromkeys(demands, cap_ms / len(demands))
+    rest_ms = cap_ms * (1.0 - FLOOR_SHARE)
+    return {link: floor_ms + rest_ms * urgency / total for link, urgency in urgencies.items()}
+
+
+def _urgency(demand: Demand | None, now_ms: float) -> float:
+    if demand is None or demand.backlog_ms <= 0.0:
+        return 0.0
+    slack_ms = SLACK_MS_DEFAULT if demand.deadline_ms is None else demand.deadline_ms - now_ms
+    return demand.backlog_ms / max(slack_ms, SLACK_MS_MIN)

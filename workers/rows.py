@@ -1,0 +1,70 @@
+"""Rows of a batch: which part of the concatenated inputs, and of the outputs, belongs to which query. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from modelless.frames import Batch, BatchTensor
+from modelless.tensors import ITEM_BYTES, Tensor
+
+
+def check(batch: Batch) -> str | None:
+    """Why the inputs cannot be those of the items (rows, datatype, bytes disagree), or None when they can."""
+    rows = sum(item.rows for item in batch.items)
+    if not batch.items or not batch.inputs or min(item.rows for item in batch.items) < 1:
+        return "a batch needs items with rows, and inputs"
+    for tensor in batch.inputs:
+        if not tensor.shape or tensor.shape[0] != rows:
+            return f"input {tensor.name!r} has shape {list(tensor.shape)} for {rows} rows"
+        if prod(tensor.shape) * ITEM_BYTES.get(tensor.datatype, 0) != len(tensor.data):
+            return f"input {tensor.name!r}: {len(tensor.data)} bytes are not {tensor.datatype} {list(tensor.shape)}"
+    return None
+
+
+def gather(batch: Batch, indices: Sequence[int]) -> tuple[BatchTensor, ...]:
+    """The inputs of the items at ``indices`` (ascending), without a copy when that is one contiguous stretch."""
+    if len(indices) == len(batch.items):
+        return batch.inputs
+    spans = _spans(batch, indices)
+    rows = sum(end - start for start, end in spans)
+    return tuple(_take(tensor, spans, rows) for tensor in batch.inputs)
+
+
+def split(outputs: Sequence[BatchTensor], rows: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """The outputs cut into one tuple of tensors per item; views, no copies. ``rows`` are the items' rows in order."""
+    total = sum(rows)
+    cut: list[tuple[Tensor, ...]] = []
+    plan = [(o.name, o.datatype, o.shape[1:], memoryview(o.data), len(o.data) // total) for o in outputs]
+    start = 0
+    for count in rows:
+        end = start + count
+        cut.append(
+            tuple(Tensor(name, kind, (count, *tail), data[start * b : end * b]) for name, kind, tail, data, b in plan)
+        )
+        start = end
+    return cut
+
+
+def _spans(batch: Batch, indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Row ranges of the items, neighbours merged."""
+    wanted = set(indices)
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for index, item in enumerate(batch.items):
+        end = start + item.rows
+        if index in wanted:
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+        start = end
+    return spans
+
+
+def _take(tensor: BatchTensor, spans: list[tuple[int, int]], rows: int) -> BatchTensor:
+    row_bytes = len(tensor.data) // tensor.shape[0]
+    view = memoryview(tensor.data)
+    parts = [view[start * row_bytes : end * row_bytes] for start, end in spans]
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    return BatchTensor(tensor.name, tensor.datatype, (rows, *tensor.shape[1:]), data)
