@@ -1,0 +1,292 @@
+"""Registering a model: copy it to the store, give it a version, and wait until the workers serve it.
+
+The same content (its digest) is the same version, so registering twice changes nothing. Two operators at once cannot
+take one version number for two models: versions are written under one fixed transactional id, whose newest owner
+fences the others, who read again and retry.
+
+A group's way: **waiting** (nobody measures yet, or it is being measured) → **loading** (a profile is there) →
+**ready** (a worker of the group has it loaded), or **failed** with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from aiokafka.errors import KafkaError, ProducerFenced
+
+from modelless import store
+from modelless.catalog import Catalog, CatalogView, model_digest
+from modelless.clock import KafkaClock
+from modelless.codec import encode_record
+from modelless.config import Config
+from modelless.errors import DeadlineExceededError, UnavailableError
+from modelless.fleet import FleetView
+from modelless.kafka import make_producer, stop_within
+from modelless.messages import Evaluation, Member, ModelVersion, Profile, split_variant
+from modelless.specification import Specification, read_specification
+from modelless.topic_settings import ensure_task_topic, unreachable
+from modelless.topics import Topics
+
+TIMEOUT_S = 300.0
+NOBODY_S = 10.0
+"""How long to look for a broker and a worker before giving up."""
+PUBLISH_ATTEMPTS_MAX = 6
+PUBLISH_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupProgress:
+    """How far one group is with a model."""
+
+    group: str
+    state: Literal["waiting", "loading", "ready", "failed"]
+    profile: Profile | None = None
+    reason: str | None = None
+    """Why it failed, or what its workers complain about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    model: ModelVersion
+    created: bool
+    """False when this content was registered already."""
+    groups: tuple[GroupProgress, ...]
+    """Empty when nobody waited."""
+
+    @property
+    def is_served(self) -> bool:
+        return any(group.state == "ready" for group in self.groups)
+
+
+OnProgress = Callable[[ModelVersion, Sequence[GroupProgress]], None]
+
+
+async def register(
+    config: Config,
+    path: Path,
+    *,
+    wait: bool = True,
+    timeout_s: float = TIMEOUT_S,
+    on_progress: OnProgress | None = None,
+) -> Registered:
+    """Register the model that a ``model.toml`` describes.
+
+    Args:
+        wait: return when every group that is alive serves it or failed to; otherwise once it is written.
+        on_progress: called with the state of every group whenever one changes.
+
+    Raises:
+        ConfigurationError: the specification is wrong; names the field.
+        UnavailableError: no Kafka; or it is registered, but there is nobody who could measure and load it.
+        DeadlineExceededError: it is registered, but not served by every group after ``timeout_s``; says how far it is.
+    """
+    specification = await asyncio.to_thread(read_specification, path)
+    await ensure_task_topic(config, specification.task)
+    changed = asyncio.Event()
+    async with AsyncExitStack() as views:
+        view = CatalogView(config, changed.set)
+        views.push_async_callback(view.stop)
+        await view.start()
+        model = await asyncio.to_thread(_store, config, specification)
+        known = view.catalog.find_digest(model.digest)
+        model = known or await _publish(config, model)
+        if not wait:
+            return Registered(model, known is None, ())
+        fleet = FleetView(config, wall_clock(), changed.set)
+        views.push_async_callback(fleet.stop)
+        await fleet.start()
+        watch = _Watch(config, view.catalog, fleet, model, on_progress or (lambda *_: None))
+        return Registered(model, known is None, await watch.until_settled(changed, timeout_s))
+
+
+def wall_clock() -> KafkaClock:
+    """A clock for commands, which announce nothing and so never learn the offset: it trusts this machine's."""
+    clock = KafkaClock()
+    now_ms = clock.local_ms()
+    clock.observe(now_ms, now_ms, now_ms)
+    return clock
+
+
+def progress(
+    config: Config, catalog: Catalog, model: ModelVersion, workers: Sequence[Member]
+) -> tuple[GroupProgress, ...]:
+    """How far every group of the living ``workers`` that can run the model's format is with it. Pure."""
+    profiles = catalog.profiles(model)
+    known = {profile.group for profile in profiles}
+    groups = sorted({worker.group for worker in workers if worker.group is not None})
+    return tuple(
+        _group_progress(
+            model,
+            group,
+            [profile for profile in profiles if profile.group == group],
+            [worker for worker in workers if worker.group == group],
+        )
+        for group in groups
+        if group in known or _can_run(config, group, model.format)
+    )
+
+
+def _group_progress(
+    model: ModelVersion, group: str, profiles: Sequence[Profile], workers: Sequence[Member]
+) -> GroupProgress:
+    ready = next((profile for profile in profiles if profile.status == "ready"), None)
+    complaint = _complaint(model, workers)
+    if ready is not None:
+        loaded = any(ready.variant in worker.variants for worker in workers)
+        return GroupProgress(group, "ready" if loaded else "loading", ready, None if loaded else complaint)
+    if profiles:
+        return GroupProgress(group, "failed", profiles[0], profiles[0].reason or complaint)
+    return GroupProgress(group, "waiting", None, complaint)
+
+
+def _complaint(model: ModelVersion, workers: Sequence[Member]) -> str | None:
+    """What a worker last said about one of the model's variants."""
+    for worker in workers:
+        for subject, words in worker.errors.items():
+            if split_variant(subject)[0] == model.key:
+                return words
+    return None
+
+
+def _can_run(config: Config, group: str, format: str) -> bool:
+    """Emulated models run on emulated devices, and nothing else does. A group that we do not know might."""
+    device = next((known.device for known in config.groups if known.name == group), None)
+    return device is None or (device == "emulated") == (format == "emulated")
+
+
+class _Watch:
+    """Waits for the groups to settle."""
+
+    def __init__(
+        self, config: Config, catalog: Catalog, fleet: FleetView, model: ModelVersion, on_progress: OnProgress
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._fleet = fleet
+        self._model = model
+        self._on_progress = on_progress
+        self._groups: tuple[GroupProgress, ...] = ()
+
+    async def until_settled(self, changed: asyncio.Event, timeout_s: float) -> tuple[GroupProgress, ...]:
+        try:
+            async with asyncio.timeout(min(NOBODY_S, timeout_s)):
+                while self._nobody() is not None:
+                    await _next(changed)
+        except TimeoutError:
+            raise UnavailableError(f"{self._model.key} is registered, but {self._nobody()}") from None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._look():
+                    await _next(changed)
+        except TimeoutError:
+            raise DeadlineExceededError(self._how_far(timeout_s)) from None
+        return self._groups
+
+    def _nobody(self) -> str | None:
+        """Who is missing, and what to start."""
+        workers = self._fleet.workers()
+        if not workers:
+            return "no worker is alive to measure and load it: start `modelless up`, or `modelless worker --group G`"
+        if not self._fleet.brokers():
+            return "no broker is alive to plan who loads it: start `modelless up`, or `modelless broker`"
+        if not progress(self._config, self._catalog, self._model, workers):
+            device = "emulated" if self._model.format == "emulated" else "real"
+            return (
+                f"no worker that is alive runs {self._model.format} models: start one of a group with a {device} device"
+            )
+        return None
+
+    def _look(self) -> bool:
+        groups = progress(self._config, self._catalog, self._model, self._fleet.workers())
+        if groups != self._groups:
+            self._groups = groups
+            self._on_progress(self._model, groups)
+        return bool(groups) and all(group.state in ("ready", "failed") for group in groups)
+
+    def _how_far(self, timeout_s: float) -> str:
+        lines = [
+            f"group {group.group} is {group.state}" + (f" ({group.reason})" if group.reason else "")
+            for group in self._groups
+        ]
+        return (
+            f"{self._model.key} is registered, but not served everywhere after {timeout_s:g} s: "
+            f"{'; '.join(lines) or 'no group is there'}. `modelless status` and `modelless models` show how it goes on"
+        )
+
+
+async def _next(changed: asyncio.Event) -> None:
+    await changed.wait()
+    changed.clear()
+
+
+def _store(config: Config, specification: Specification) -> ModelVersion:
+    """Copy the files to the store; what to register, still without a version (0)."""
+    url, sha256, size_bytes = store.put(config, specification.artifact)
+    source = specification.evaluation
+    data_url, data_sha256 = store.put(config, source.data)[:2] if source.data is not None else (None, None)
+    evaluation = Evaluation(source.accuracy, data_url, data_sha256, source.metric)
+    return ModelVersion(
+        name=specification.name,
+        version=0,
+        task=specification.task,
+        format=specification.format,
+        artifact_url=url,
+        artifact_sha256=sha256,
+        artifact_bytes=size_bytes,
+        inputs=specification.inputs,
+        outputs=specification.outputs,
+        evaluation=evaluation,
+        digest=model_digest(
+            name=specification.name,
+            task=specification.task,
+            format=specification.format,
+            artifact_sha256=sha256,
+            factory=specification.factory,
+            inputs=specification.inputs,
+            outputs=specification.outputs,
+            evaluation=evaluation,
+        ),
+        factory=specification.factory,
+        registered_ms=float(int(time.time() * 1000)),
+    )
+
+
+async def _publish(config: Config, model: ModelVersion) -> ModelVersion:
+    """Write the model under the next free version; the one that is there when somebody else was first."""
+    for attempt in range(PUBLISH_ATTEMPTS_MAX):
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                return await _publish_once(config, model)
+        except ProducerFenced:
+            await asyncio.sleep(random.uniform(0, 0.25 * 2**attempt))  # noqa: S311  (so that they do not meet again)
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise unreachable(config, error) from error
+    raise UnavailableError("others register models all the time: try again")
+
+
+async def _publish_once(config: Config, model: ModelVersion) -> ModelVersion:
+    """Raises ProducerFenced when somebody else began after us."""
+    topics = Topics(config.kafka.topic_prefix)
+    producer = make_producer(config, transactional_id=f"{topics.registry}.versions", enable_idempotence=True)
+    try:
+        await producer.start()  # from here on, earlier ones are fenced, and what they committed is readable
+        view = CatalogView(config)
+        try:
+            await view.start()
+        finally:
+            await view.stop()
+        if known := view.catalog.find_digest(model.digest):
+            return known
+        numbered = replace(model, version=view.catalog.next_version(model.name))
+        async with producer.transaction():
+            await producer.send_and_wait(topics.registry, encode_record(numbered), key=f"model/{numbered.key}".encode())
+        return numbered
+    finally:
+        await stop_within(producer)
