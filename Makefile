@@ -46,7 +46,7 @@ check: $(INSTALLED)  ## Lint, format check and strict types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## Throughput and latency beside a plain Kafka relay
-	$(BIN)/python benchmarks/end_to_end.py $(ARGS)
+	$(BIN)/python -m benchmarks.end_to_end $(ARGS)
 
 clean:  ## Remove the environment, caches and everything that runs left behind (models and the embedded Kafka too)
 	rm -rf $(VENV) .modelless demo-results benchmarks/results build dist *.egg-info
