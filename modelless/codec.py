@@ -67,8 +67,8 @@ METADATA_KEY_MAX = 128
 METADATA_VALUE_MAX = 1024
 MESSAGE_LENGTH_MAX = 4096
 MISSED_MAX = 8
-QUERY_ITEMS_MAX = 4096
-"""Elements of all containers of a query or a reply; tensors at their limits take about 1,000."""
+QUERY_ITEMS_MAX = 1024
+"""Elements of all containers of a query or a reply; everything at its limit takes about 800."""
 
 Record = ModelVersion | Profile | Plan | Member
 RecordT = TypeVar("RecordT", ModelVersion, Profile, Plan, Member)

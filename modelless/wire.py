@@ -10,7 +10,7 @@ bytes after the value are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Never
 
 import msgpack
 
@@ -41,13 +41,13 @@ def unpack(
         raise DecodeError(f"message of {size} bytes is larger than the limit of {bytes_max}")
     try:
         if size <= items_max:  # every element takes a byte, so that there is nothing to count
-            value = msgpack.unpackb(data, object_pairs_hook=check_keys, max_ext_len=0)
+            value = msgpack.unpackb(data, object_pairs_hook=check_keys, ext_hook=_refuse, max_ext_len=0)
         else:
             value = _Counter(items_max).unpack(data)
     except DecodeError:
         raise
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise DecodeError(f"not MessagePack: {_reason(error)}") from None
+        raise DecodeError(_reason(error)) from None
     if depth_max is not None:
         _check_depth(value, depth_max)
     return value
@@ -79,6 +79,7 @@ class _Counter:
             data,
             object_pairs_hook=self.object,
             list_hook=self.array,
+            ext_hook=_refuse,
             max_ext_len=0,
             max_array_len=self._items_max,
             max_map_len=self._items_max,
@@ -98,6 +99,13 @@ class _Counter:
             raise DecodeError(f"message holds more than {self._items_max} elements")
 
 
+_EXTENSION = "not MessagePack of the contract: it has no extension types, timestamps among them"
+
+
+def _refuse(code: int, data: bytes) -> Never:
+    raise DecodeError(_EXTENSION)
+
+
 def _check_depth(value: Any, depth_max: int) -> None:
     level = [value] if isinstance(value, (list, dict)) else []
     for _ in range(depth_max):
@@ -114,22 +122,27 @@ def _check_depth(value: Any, depth_max: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What was wrong, in words that do not depend on the library's version."""
-    if isinstance(error, msgpack.ExtraData):
-        return "bytes follow after the value"
-    if isinstance(error, msgpack.StackError):
-        return "nested too deeply"
-    if isinstance(error, msgpack.FormatError):
-        return "reserved byte 0xc1"
-    if isinstance(error, UnicodeDecodeError):
-        return "a string is not UTF-8"
+    """What is wrong, in words that do not depend on the library's version."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return f"not MessagePack: {reason}"
     text = str(error)
-    if "incomplete" in text:
-        return "truncated"
     if "max_ext_len" in text:
-        return "extension types (timestamps too) are not part of the contract"
-    if "exceeds max" in text:
-        return "a header announces more elements than the message can hold"
-    if "map key" in text:
-        return "map keys must be strings"
-    return "malformed"
+        return _EXTENSION
+    for part, reason in _PARTS:
+        if part in text:
+            return f"not MessagePack: {reason}"
+    return "not MessagePack"
+
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (msgpack.ExtraData, "bytes follow after the value"),
+    (msgpack.StackError, "nested too deeply"),
+    (msgpack.FormatError, "reserved byte 0xc1"),
+    (UnicodeDecodeError, "a string is not UTF-8"),
+)
+_PARTS = (
+    ("incomplete", "truncated"),
+    ("exceeds max", "a header announces more than the message can hold"),
+    ("map key", "map keys must be strings"),
+)
