@@ -6,7 +6,7 @@ of :meth:`Core.poll` as instructions, which the shell carries out and reports ba
     admit, cancel                         a record was read; somebody no longer wants it
     joined, frame, lost                   a worker's link opened, spoke, ended
     poll(now_ms) -> [Instruction, ...]    whatever is due by now
-    wake_at_ms(now_ms)                    call poll again by then, or after the next event
+    wake_at_ms()                          call poll again by then, or after the next event
     replied, buried                       Kafka acknowledged our reply, or our dead letter
 
 Every entry that was admitted leaves by exactly one of: a worker's outcome, ``replied``, ``buried``, or the loss of
@@ -209,17 +209,11 @@ class Core:
         instructions, self._instructions = self._instructions, []
         return instructions
 
-    def wake_at_ms(self, now_ms: float) -> float:
+    def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
         wake_ms = self._parked[0][0] if self._parked else NEVER
-        for name, queues in self._queues.items():
-            waiting = [queue for queue in queues.values() if queue]
-            if not waiting:
-                continue
-            wake_ms = min(wake_ms, *(queue.head_deadline_ms for queue in waiting))
-            if name in self.groups:
-                wake_ms = min([wake_ms, *(w.room_at_ms(now_ms) for w in self.groups[name].workers.values())])
-        return wake_ms
+        heads = (queue.head_deadline_ms for queues in self._queues.values() for queue in queues.values())
+        return min(wake_ms, min(heads, default=NEVER))
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
@@ -366,7 +360,7 @@ class Core:
 
     def _worker_for(self, variant: str, group: Group, now_ms: float) -> Worker | None:
         """The worker with room that will be free the soonest."""
-        workers = [w for w in self._ready_workers(variant, group.name) if w.room_at_ms(now_ms) <= now_ms]
+        workers = [w for w in self._ready_workers(variant, group.name) if w.has_room]
         if len(workers) < 2:
             return workers[0] if workers else None
         return min(workers, key=lambda w: w.outstanding_ms(now_ms))

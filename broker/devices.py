@@ -48,17 +48,12 @@ class Worker:
     def outstanding_ms(self, now_ms: float) -> float:
         return sum(sent.remaining_ms(now_ms) for sent in self.sent.values())
 
-    def room_at_ms(self, now_ms: float) -> float:
-        """When a batch may be sent: now, later by the clock alone, or (inf) after another event."""
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be sent: what is sent and not settled is within the credit, or nothing is sent."""
         if self.draining:
-            return float("inf")
-        if not self.sent:
-            return now_ms
-        over_ms = self.outstanding_ms(now_ms) - self.window_ms
-        if over_ms < 0:
-            return now_ms
-        running_ms = sum(s.remaining_ms(now_ms) for s in self.sent.values() if s.started_ms is not None)
-        return now_ms + over_ms + 0.01 if running_ms > over_ms else float("inf")
+            return False
+        return not self.sent or sum(sent.cost_ms for sent in self.sent.values()) < self.window_ms
 
 
 @dataclass(slots=True, eq=False)

@@ -353,7 +353,7 @@ class Broker:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wake_ms = self._core.wake_at_ms(now_ms)
+        wake_ms = self._core.wake_at_ms()
         if wake_ms != float("inf"):
             delay_s = min(max(wake_ms - now_ms, TIMER_SLACK_MS), 60_000) / 1000
             self._timer = self._loop.call_later(delay_s, self._pump)
