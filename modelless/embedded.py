@@ -239,12 +239,11 @@ _SERVER_SETTINGS = {
     "share.coordinator.state.topic.num.partitions": "1",
     "log.index.size.max.bytes": "2097152",
     "log.cleaner.dedupe.buffer.size": "16777216",
-    # Deadlines of minutes want a look every half minute.
+    # The fleet topic is kept for minutes.
     "log.retention.check.interval.ms": "30000",
-    # A node that was killed may come back before its old session ends: keep that short.
+    # A node that was killed cannot come back before its old session ends.
     "broker.heartbeat.interval.ms": "500",
-    "broker.session.timeout.ms": "4000",
-    "controlled.shutdown.enable": "false",
+    "broker.session.timeout.ms": "3000",
     "num.network.threads": "2",
     "num.io.threads": "4",
     "background.threads": "4",
