@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modelless.errors import ConfigurationError
+
+_NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn", "matplotlib")
 
 
 def register(app: typer.Typer) -> None:
@@ -49,12 +52,9 @@ def demo(
 
     from modelless.config import load_config
 
-    try:
-        from modelless.demo.run import Options, run
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"the demo needs {error.name}: install its extra, `pip install 'modelless[demo]'`"
-        ) from None
+    _require_extra()
+    from modelless.demo.run import Options, run
+
     base = load_config(config) if config is not None else None
     if bootstrap_servers is not None:
         kafka = base.kafka.model_dump(exclude_unset=True) if base is not None else {}
@@ -62,3 +62,14 @@ def demo(
     options = Options(rate=rate, seconds=seconds, seed=seed, keep=keep, results=results)
     if not run(options, base, Console()):
         sys.exit(1)
+
+
+def _require_extra() -> None:
+    """Raises ConfigurationError before anything is begun."""
+    for name in _NEEDED:
+        try:
+            is_there = find_spec(name) is not None
+        except ModuleNotFoundError:
+            is_there = False
+        if not is_there:
+            raise ConfigurationError(f"the demo needs {name}: install its extra, `pip install 'modelless[demo]'`")
