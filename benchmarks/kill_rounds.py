@@ -49,7 +49,8 @@ class Verdict:
     def __str__(self) -> str:
         return (
             f"{self.sent} queries acknowledged by Kafka, {len(self.missing)} without a reply, "
-            f"{self.ok_share:.2%} OK ({dict(self.statuses)}), {self.duplicates} duplicates ({self.duplicate_share:.2%}), "
+            f"{self.ok_share:.2%} OK ({dict(self.statuses)}), "
+            f"{self.duplicates} duplicates ({self.duplicate_share:.2%}), "
             f"kills {dict(self.kills)}, last reply {self.settled_s:.1f} s after the last query"
         )
 

@@ -6,7 +6,6 @@ batching, no model, no ledger. The same acks, the same encoding, the same reply 
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import msgpack
