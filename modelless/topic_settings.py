@@ -125,13 +125,20 @@ async def _create(config: Config, wanted: Mapping[str, TopicSetting]) -> list[st
             reply: Any = await admin.create_topics([_new_topic(name, wanted[name]) for name in missing])
             for name, code, *text in reply.topic_errors:
                 _raise_for(name, code, text[0] if text else None)
-            while not set(missing) <= set(await admin.list_topics()):  # noqa: ASYNC110
+            while not _led(await admin.describe_topics(missing)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             return missing
     except (TimeoutError, KafkaError, OSError) as error:
         raise unreachable(config, error) from error
     finally:
         await admin.close()
+
+
+def _led(topics: list[dict[str, Any]]) -> bool:
+    """Whether all are known to the node asked, and have leaders."""
+    return all(
+        topic["partitions"] and all(partition["leader"] >= 0 for partition in topic["partitions"]) for topic in topics
+    )
 
 
 def unreachable(config: Config, error: BaseException) -> UnavailableError:
