@@ -184,7 +184,7 @@ def _body(value: bytes | None, form: Form, bytes_max: int) -> Any:
 
 
 def _query_fields(body: Any, headers: Headers) -> dict[str, Any]:
-    if type(body) is dict and body.get("v", CONTRACT_VERSION) != CONTRACT_VERSION:
+    if type(body) is dict and body.get("v") is not None:
         _version(body["v"])  # first: another version may have other fields
     fields = checked("query", body, _QUERY_CHECKS, ("inputs",))
     if headers.id is not None:

@@ -26,7 +26,8 @@ def instances(hint: Any) -> st.SearchStrategy[Any]:
     """Values of a type hint as the messages use them."""
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
-        return st.builds(hint, **{field.name: instances(hints[field.name]) for field in dataclasses.fields(hint)})
+        make: Any = hint
+        return st.builds(make, **{field.name: instances(hints[field.name]) for field in dataclasses.fields(hint)})
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return st.one_of([instances(option) for option in arguments if option is not memoryview])
@@ -67,7 +68,7 @@ def _optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def queries(draw: st.DrawFn) -> Query:
-    target = draw(st.sampled_from(["task", "model", "variant"]))
+    target: dict[str, Any] = {draw(st.sampled_from(["task", "model", "variant"])): draw(names)}
     return Query(
         id=draw(names),
         inputs=draw(tensor_lists()),
@@ -81,7 +82,7 @@ def queries(draw: st.DrawFn) -> Query:
         reply_partition=draw(_optional(st.integers(0, 2**31 - 1))),
         tenant=draw(_optional(names)),
         metadata=draw(st.dictionaries(names, texts, max_size=3)),
-        **{target: draw(names)},
+        **target,
     )
 
 

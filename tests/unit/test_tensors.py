@@ -32,7 +32,7 @@ def test_the_array_is_a_read_only_view() -> None:
 
 
 @pytest.mark.parametrize("array", [np.array([object()]), np.array(["a"]), np.array([1j]), np.array([1], "M8[s]")])
-def test_other_dtypes_are_refused(array: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_other_dtypes_are_refused(array: np.ndarray) -> None:
     with pytest.raises(InvalidArgumentError, match=r"tensor 'x': dtype .* is not one of bool, uint8"):
         Tensor.from_numpy("x", array)
 
