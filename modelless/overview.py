@@ -1,0 +1,156 @@
+"""What an operator wants to see at a glance: who is alive, what is loaded, what waits, and what is wrong, in words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from modelless.catalog import Catalog, CatalogView
+from modelless.config import Config
+from modelless.errors import UnavailableError
+from modelless.fleet import FleetView
+from modelless.kafka import make_admin, make_consumer, stop_within
+from modelless.messages import Member, ModelVersion, Profile
+from modelless.registration import wall_clock
+from modelless.topic_settings import unreachable
+from modelless.topics import Topics
+
+LOOK_S = 1.5
+"""Longer than the interval of announcements: everybody who is alive is heard meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    members: tuple[Member, ...]
+    models: tuple[ModelVersion, ...]
+    profiles: tuple[Profile, ...]
+    lag: Mapping[str, int]
+    """Records by query topic that have no outcome yet: end minus committed."""
+    rates: Mapping[str, float]
+    """Outcomes per second by broker, since the last look."""
+    warnings: tuple[str, ...]
+
+
+class Observer:
+    """Looks at the whole system; made by :func:`observing`."""
+
+    def __init__(
+        self, config: Config, fleet: FleetView, catalog: Catalog, admin: AIOKafkaAdminClient, ends: AIOKafkaConsumer
+    ) -> None:
+        self._topics = Topics(config.kafka.topic_prefix)
+        self._config = config
+        self._fleet = fleet
+        self._catalog = catalog
+        self._admin = admin
+        self._ends = ends
+        self._last: tuple[float, Mapping[str, float]] | None = None
+
+    async def look(self) -> Overview:
+        """Raises UnavailableError when Kafka does not answer."""
+        members, models = self._fleet.members(), tuple(self._catalog.models())
+        profiles = tuple(profile for model in models for profile in self._catalog.profiles(model))
+        try:
+            async with asyncio.timeout(10):
+                lag = await self._lag()
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise unreachable(self._config, error) from error
+        return Overview(members, models, profiles, lag, self._rates(members), warnings(members, models, profiles, lag))
+
+    async def _lag(self) -> dict[str, int]:
+        committed = await self._admin.list_consumer_group_offsets(f"{self._topics.prefix}.brokers")
+        names = [
+            name
+            for name in await self._admin.list_topics()
+            if name in (self._topics.queries, self._topics.offline)
+            or self._topics.task_of(name)
+            or name in self._config.broker.topics
+        ]
+        described = await self._admin.describe_topics(names)
+        partitions = [
+            TopicPartition(topic["topic"], partition["partition"])
+            for topic in described
+            for partition in topic["partitions"]
+        ]
+        begins = await self._ends.beginning_offsets(partitions)
+        lag: dict[str, int] = {}
+        for partition, end in (await self._ends.end_offsets(partitions)).items():
+            at = committed.get(partition)
+            done = max(at.offset if at is not None else 0, begins[partition])
+            lag[partition.topic] = lag.get(partition.topic, 0) + max(0, end - done)
+        return dict(sorted(lag.items()))
+
+    def _rates(self, members: Sequence[Member]) -> dict[str, float]:
+        now_s = asyncio.get_running_loop().time()
+        counts = {f"{m.name}/{m.incarnation}": m.statistics.get("outcomes", 0.0) for m in members if m.kind == "broker"}
+        last, self._last = self._last, (now_s, counts)
+        if last is None:
+            return {}
+        passed_s = max(now_s - last[0], 1e-3)
+        return {
+            name.partition("/")[0]: (count - last[1][name]) / passed_s
+            for name, count in counts.items()
+            if name in last[1]
+        }
+
+
+@asynccontextmanager
+async def observing(config: Config) -> AsyncIterator[Observer]:
+    """Raises UnavailableError when there is no Kafka, or it lacks our topics."""
+    admin = make_admin(config)
+    try:
+        async with asyncio.timeout(10):
+            await admin.start()
+            names = await admin.list_topics()
+    except (KafkaError, TimeoutError, OSError) as error:
+        await admin.close()
+        raise unreachable(config, error) from None
+    topics = Topics(config.kafka.topic_prefix)
+    missing = {topics.fleet, topics.registry, topics.profiles} - set(names)
+    if missing:
+        await admin.close()
+        raise UnavailableError(
+            f"Kafka at {config.kafka.servers} has no topic {', '.join(sorted(missing))}: "
+            "start `modelless up`, or create them with `modelless check --create`"
+        )
+    fleet, view, ends = FleetView(config, wall_clock()), CatalogView(config), make_consumer(config)
+    try:
+        await asyncio.gather(fleet.start(), view.start(), ends.start())
+        observer = Observer(config, fleet, view.catalog, admin, ends)
+        await observer.look()
+        await asyncio.sleep(LOOK_S)
+        yield observer
+    finally:
+        await asyncio.gather(fleet.stop(), view.stop(), stop_within(ends))
+        await admin.close()
+
+
+def warnings(
+    members: Sequence[Member], models: Sequence[ModelVersion], profiles: Sequence[Profile], lag: Mapping[str, int]
+) -> tuple[str, ...]:
+    """What is wrong, in words, with what to do. Pure."""
+    found: list[str] = []
+    brokers = [member for member in members if member.kind == "broker"]
+    workers = [member for member in members if member.kind == "worker"]
+    waiting = sum(lag.values())
+    if not brokers:
+        found.append(f"no broker is alive, {waiting} queries wait: start `modelless up` or `modelless broker`")
+    if not workers:
+        found.append("no worker is alive, so nothing can be run: start `modelless up` or `modelless worker --group G`")
+    if not models:
+        found.append("no model is registered: `modelless register model.toml`")
+    loaded = {variant.partition("/")[0] for worker in workers for variant in worker.variants}
+    for model in models:
+        own = [profile for profile in profiles if profile.variant.startswith(f"{model.key}/")]
+        failed = [profile for profile in own if profile.status == "failed"]
+        found += [f"{profile.variant} failed on group {profile.group}: {profile.reason}" for profile in failed]
+        if workers and model.key not in loaded and len(failed) == len(own):
+            found.append(f"{model.key} is not served: it {'failed everywhere' if own else 'was not measured yet'}")
+    for member in members:
+        found += [f"{member.name}: {subject}: {words}" for subject, words in member.errors.items()]
+    return tuple(found)
