@@ -21,7 +21,12 @@ from uuid import uuid4
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
@@ -64,6 +69,7 @@ BOUND_TOPICS_INTERVAL_S = 5.0
 RETRY_INTERVAL_S = 0.2
 STALL_S = 10.0
 _SENDS_PER_YIELD = 64
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 class Ask(TypedDict, total=False):
@@ -523,10 +529,10 @@ def _no_reply(waited_s: float, *, is_taken: bool) -> str:
 
 def _is_final(error: BaseException) -> bool:
     """True for errors that sending again cannot help."""
-    return isinstance(error, MessageSizeTooLargeError | TopicAuthorizationFailedError)
+    return isinstance(error, (*_TOO_LARGE, TopicAuthorizationFailedError))
 
 
 def _send_error(error: BaseException) -> ModellessError:
-    if isinstance(error, MessageSizeTooLargeError):
+    if isinstance(error, _TOO_LARGE):
         return InvalidArgumentError("the query is larger than its topic allows: send fewer rows at a time")
     return PermissionDeniedError("this client may not write to the query topic: ask the operator for the right to")

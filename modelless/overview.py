@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from modelless.catalog import Catalog, CatalogView
 from modelless.config import Config
@@ -63,7 +63,10 @@ class Observer:
         return Overview(members, models, profiles, lag, self._rates(members), warnings(members, models, profiles, lag))
 
     async def _lag(self) -> dict[str, int]:
-        committed = await self._admin.list_consumer_group_offsets(f"{self._topics.prefix}.brokers")
+        try:
+            committed = await self._admin.list_consumer_group_offsets(f"{self._topics.prefix}.brokers")
+        except GroupCoordinatorNotAvailableError:  # a cluster where nobody has committed anything yet
+            committed = {}
         names = [
             name
             for name in await self._admin.list_topics()
