@@ -262,6 +262,10 @@ class DeviceQueue:
         return None if earliest == inf else earliest
 
     @property
+    def running(self) -> bool:
+        return self._running is not None
+
+    @property
     def idle(self) -> bool:
         """Nothing runs, and nothing that waits could run now."""
         return self._running is None and not any(self._runnable(piece) for piece in self._pieces)
@@ -275,9 +279,10 @@ class DeviceQueue:
         pieces = self._pieces if self._running is None else [*self._pieces, self._running]
         return any(piece.held.batch.variant == variant for piece in pieces)
 
-    def wants_quarantine(self) -> bool:
-        """Whether something waits for a quarantined executor."""
-        return any(piece.quarantined for piece in self._pieces)
+    def suspects(self) -> tuple[str, ...]:
+        """The variants that something waits or runs for on a quarantined executor."""
+        pieces = self._pieces if self._running is None else [*self._pieces, self._running]
+        return tuple(sorted({piece.held.batch.variant for piece in pieces if piece.quarantined}))
 
     def statistics(self) -> QueueStatistics:
         running = [] if self._running is None else [self._running]

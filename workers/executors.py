@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -37,17 +38,16 @@ class Executors:
     def __init__(
         self,
         spawn: Spawn,
-        builders: Sequence[str],
         on_change: Callable[[], None],
         on_lost_variant: Callable[[str, str], None],
     ) -> None:
         self.serving: Executor | None = None
         self.quarantined: Executor | None = None
         self._spawn = spawn
-        self._builders = builders
         self._on_change = on_change
         self._on_lost_variant = on_lost_variant
         self._spare: Executor | None = None
+        self._prepared: frozenset[str] = frozenset()
         self._specs: dict[str, LoadSpec] = {}
         self._suspects: tuple[str, ...] = ()
         self._wake = asyncio.Event()
@@ -91,6 +91,7 @@ class Executors:
             except ExecutorDiedError:
                 continue
             self._specs[spec.variant] = spec
+            self._wake.set()
             return load_ms
         raise ExecutionError("its executor died while it was loaded")
 
@@ -130,7 +131,10 @@ class Executors:
                 self._on_change()
                 await executor.close()
             elif self._spare is None:
-                self._spare = await self._fresh()
+                self._spare, self._prepared = await self._fresh(), frozenset()
+            elif missing := {spec.builder for spec in self._specs.values()} - self._prepared:
+                self._prepared |= missing
+                await self._prepare(self._spare, sorted(missing))
             else:
                 await self._wake.wait()
 
@@ -158,13 +162,17 @@ class Executors:
         await asyncio.sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
         try:
             executor = await self._spawn(self._died)
-            await executor.prepare(self._builders)
+            await executor.prepare(())
         except (OSError, ExecutionError, ExecutorDiedError) as error:
             self._failures += 1
             self._log.error("an executor did not start", reason=str(error) or type(error).__name__)
             return None
         self._failures = 0
         return executor
+
+    async def _prepare(self, executor: Executor, builders: Sequence[str]) -> None:
+        with suppress(ExecutionError, ExecutorDiedError):  # loading says what is wrong, or its death is noticed
+            await executor.prepare(builders)
 
     async def _load_all(self, executor: Executor, variants: Sequence[str]) -> None:
         for variant in variants:

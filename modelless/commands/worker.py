@@ -1,9 +1,44 @@
-"""Not written yet."""
+"""``modelless worker``: one worker process."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import typer
+
+from modelless.config import load_config
+from modelless.logs import configure
 
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to ``app``."""
+
+    @app.command(rich_help_panel="Processes")
+    def worker(
+        group: str = typer.Option(..., help="The group to work for: one of \\[[groups]] in the configuration."),
+        name: str | None = typer.Option(None, help="This worker's name, unique and stable (default: GROUP-0)."),
+        config: Path | None = typer.Option(None, "--config", help="Configuration file (default: modelless.toml here)."),
+    ) -> None:
+        """Run one worker: loads what the plan says, runs batches for every broker, writes the replies.
+
+        A worker owns one device. Models run in a child process, so that one that crashes or hangs costs a moment and
+        its own query. Run as many as the machine carries, each under its own name; `modelless up` does it for you.
+        SIGTERM drains: what runs is finished and answered, the rest goes back to its broker, then it leaves with
+        status 0. A second SIGTERM leaves at once.
+
+        Example:  modelless worker --group cpu --name cpu-1 --config modelless.toml
+        """
+        settings = load_config(config)
+        chosen = name or f"{group}-0"
+        settings.group(group)
+        configure(settings.log, "worker", chosen)
+        import uvloop
+
+        from workers.supervisor import Worker
+
+        async def serve() -> int:
+            return await Worker(settings, group, chosen).run()
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            raise typer.Exit(runner.run(serve()))

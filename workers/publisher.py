@@ -1,0 +1,297 @@
+"""Writing replies to Kafka, each until it is acknowledged or can never be.
+
+Group commit: a **lane** is one partition of one reply topic. While one batch of a lane is on its way, what arrives for
+it gathers, and leaves as the next batch: under load batches are large, without it nothing waits. So there is one
+future per batch and no task, future or wake-up per reply.
+
+What belongs together (the replies of one run) is reported together, once all of it is acknowledged, or as far as it is
+when some of it takes longer than ``PARTIAL_S``.
+
+Kafka may be away for as long as it likes: a lane tries again, a producer that is broken is made anew. Nothing is given
+up but a reply to a topic that is gone or forbidden.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    InvalidPartitionsError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    NotLeaderForPartitionError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.partitioner import murmur2
+
+from modelless.config import Config
+from modelless.frames import ItemOutcome
+from modelless.kafka import make_producer, stop_within
+from workers.replies import Outgoing
+
+PARTIAL_S = 0.2
+RETRY_S = 0.2
+REQUEST_TIMEOUT_MS = 10_000
+METADATA_S_MAX = 5.0
+PENDING_BYTES_MAX = 128 * 1024 * 1024
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_GONE = (UnknownTopicOrPartitionError, NotLeaderForPartitionError, InvalidPartitionsError)
+
+_log = structlog.get_logger(__name__)
+
+Lane = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Replies that are reported together."""
+
+    on_settled: Callable[[list[ItemOutcome]], None]
+    missing: int
+    since_s: float
+    outcomes: list[ItemOutcome] = field(default_factory=list)
+
+    def report(self) -> None:
+        outcomes, self.outcomes = self.outcomes, []
+        if outcomes:
+            self.on_settled(outcomes)
+
+
+class Publisher:
+    """See the module.
+
+    Args:
+        replace: makes what is written instead of a reply that is too large for its topic.
+        on_pressure: told True when more is pending than may be, False when that has passed.
+    """
+
+    def __init__(
+        self, config: Config, replace: Callable[[Outgoing], Outgoing], on_pressure: Callable[[bool], None]
+    ) -> None:
+        self._config = config
+        self._replace = replace
+        self._on_pressure = on_pressure
+        self._producer: AIOKafkaProducer | None = None
+        self._lanes: dict[Lane, deque[tuple[Outgoing, _Group]]] = {}
+        self._open: dict[int, _Group] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rebuilding = asyncio.Lock()
+        self._pressed = False
+        self.pending = 0
+        self.pending_bytes = 0
+
+    async def start(self) -> None:
+        """Returns when Kafka is there."""
+        self._producer = make_producer(self._config, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        await self._producer.start()
+        self._spawn(self._report_partial())
+
+    async def stop(self) -> None:
+        """Leave; what is pending stays unreported, so its brokers have it again."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._producer is not None:
+            await stop_within(self._producer, 2.0)
+
+    async def write(self, topic: str, key: bytes, value: bytes) -> None:
+        """Write one record that is no reply (a profile), however often that takes."""
+        while True:
+            assert self._producer is not None, "started"
+            try:
+                await self._producer.send_and_wait(topic, value, key=key)
+                return
+            except (KafkaError, OSError, TimeoutError) as error:
+                _log.warning("a record could not be written, trying again", topic=topic, error=repr(error))
+                await asyncio.sleep(RETRY_S)
+
+    def publish(self, replies: Sequence[Outgoing], on_settled: Callable[[list[ItemOutcome]], None]) -> None:
+        """Write the replies; ``on_settled`` is called with their outcomes, in one or few parts."""
+        group = _Group(on_settled, len(replies), time.monotonic())
+        self._open[id(group)] = group
+        counts: dict[str, int] = {}
+        for reply in replies:
+            self._count(reply, 1)
+            item = reply.item
+            partition = item.reply_partition
+            if partition is None:
+                count = counts.get(item.reply_topic) or self._partitions(item.reply_topic)
+                counts[item.reply_topic] = count
+                partition = (murmur2(reply.partition_key) & 0x7FFFFFFF) % count if count else -1
+            self._enqueue((item.reply_topic, partition), reply, group)
+
+    def _enqueue(self, lane: Lane, reply: Outgoing, group: _Group) -> None:
+        waiting = self._lanes.get(lane)
+        if waiting is None:
+            waiting = self._lanes[lane] = deque()
+            self._spawn(self._serve(lane, waiting))
+        waiting.append((reply, group))
+
+    async def _serve(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]]) -> None:
+        """Write what waits in the lane, batch after batch, until there is nothing."""
+        try:
+            if lane[1] < 0:
+                await self._find_partitions(lane[0], waiting)
+            while waiting:
+                await self._write_next(lane, waiting)
+        finally:
+            del self._lanes[lane]
+
+    async def _find_partitions(self, topic: str, waiting: deque[tuple[Outgoing, _Group]]) -> None:
+        """The topic was not known yet: learn how many partitions it has, then distribute what waits for it."""
+        while True:
+            problem = await self._missing(topic)
+            count = self._partitions(topic)
+            if count or problem:
+                break
+            await asyncio.sleep(RETRY_S)
+        while waiting:
+            reply, group = waiting.popleft()
+            if problem:
+                self._settle(group, reply, reply.undeliverable(problem))
+            else:
+                self._enqueue((topic, (murmur2(reply.partition_key) & 0x7FFFFFFF) % count), reply, group)
+
+    async def _write_next(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]], at_most: int = 1 << 30) -> None:
+        """One batch, however often that takes."""
+        taken, error = await self._try(lane, waiting, at_most)
+        if error is None:
+            for reply, group in taken:
+                self._settle(group, reply, reply.outcome())
+            return
+        if isinstance(error, _TOO_LARGE):
+            await self._shrink(lane, taken)
+            return
+        problem = await self._problem(lane, error)
+        if problem:
+            for reply, group in taken:
+                self._settle(group, reply, reply.undeliverable(problem))
+            return
+        _log.warning("replies could not be written, trying again", topic=lane[0], replies=len(taken), error=repr(error))
+        waiting.extendleft(reversed(taken))
+        await asyncio.sleep(RETRY_S)
+        if not getattr(error, "retriable", True):
+            await self._rebuild()
+
+    async def _try(
+        self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]], at_most: int
+    ) -> tuple[list[tuple[Outgoing, _Group]], BaseException | None]:
+        """Send one batch of what waits; what was taken for it, and how it failed."""
+        assert self._producer is not None, "started"
+        producer = self._producer
+        batch = producer.create_batch()
+        taken: list[tuple[Outgoing, _Group]] = []
+        while waiting and len(taken) < at_most:
+            reply = waiting[0][0]
+            fits = batch.append(key=reply.item.key, value=reply.value, timestamp=None, headers=reply.headers)
+            if fits is None:
+                break
+            taken.append(waiting.popleft())
+        batch.close()
+        try:
+            if len(taken) == 1 and len(taken[0][0].value) > self._config.kafka.request_bytes_max:
+                raise MessageSizeTooLargeError
+            await (await producer.send_batch(batch, lane[0], partition=lane[1]))
+        except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+            return taken, error
+        return taken, None
+
+    async def _shrink(self, lane: Lane, taken: list[tuple[Outgoing, _Group]]) -> None:
+        """The topic takes no batch as large: write one by one; a single one that is too large becomes an error."""
+        if len(taken) > 1:
+            rest = deque(taken)
+            while rest:
+                await self._write_next(lane, rest, at_most=1)
+            return
+        reply, group = taken[0]
+        instead = self._replace(reply)
+        if len(instead.value) >= len(reply.value):
+            self._settle(group, reply, reply.undeliverable("even an error reply is too large for its topic"))
+            return
+        self._count(instead, 1)
+        self._count(reply, -1)
+        await self._write_next(lane, deque([(instead, group)]))
+
+    async def _problem(self, lane: Lane, error: BaseException) -> str | None:
+        """Why the lane can never be written, or None when trying again may help."""
+        if isinstance(error, TopicAuthorizationFailedError):
+            return f"writing to {lane[0]} is forbidden"
+        if isinstance(error, AssertionError):
+            return f"{lane[0]} has no partition {lane[1]}"
+        return await self._missing(lane[0]) if isinstance(error, _GONE) else None
+
+    async def _missing(self, topic: str) -> str | None:
+        """Ask the cluster: why the topic cannot be written, or None when it is there or nobody answers."""
+        assert self._producer is not None, "started"
+        client = self._producer.client
+        try:
+            async with asyncio.timeout(METADATA_S_MAX):
+                cluster = await client.fetch_all_metadata()
+                if topic not in cluster.topics():
+                    return f"topic {topic} does not exist"
+                await client._wait_on_metadata(topic)
+        except (KafkaError, OSError, TimeoutError):
+            return None
+        return None
+
+    async def _rebuild(self) -> None:
+        """A producer that failed for good is replaced; lanes that use it fail and come back on the new one."""
+        broken = self._producer
+        async with self._rebuilding:
+            if self._producer is not broken or broken is None:
+                return
+            fresh = make_producer(self._config, request_timeout_ms=REQUEST_TIMEOUT_MS)
+            try:
+                await fresh.start()
+            except (KafkaError, OSError):
+                await stop_within(fresh, 1.0)
+                return
+            self._producer = fresh
+            await stop_within(broken, 1.0)
+
+    def _partitions(self, topic: str) -> int:
+        assert self._producer is not None, "started"
+        return len(self._producer.client.cluster.partitions_for_topic(topic) or ())
+
+    def _settle(self, group: _Group, reply: Outgoing, outcome: ItemOutcome) -> None:
+        self._count(reply, -1)
+        group.outcomes.append(outcome)
+        group.missing -= 1
+        if group.missing == 0:
+            self._open.pop(id(group), None)
+            group.report()
+
+    async def _report_partial(self) -> None:
+        while True:
+            await asyncio.sleep(PARTIAL_S)
+            now_s = time.monotonic()
+            for group in list(self._open.values()):
+                if now_s - group.since_s > PARTIAL_S:
+                    group.report()
+
+    def _count(self, reply: Outgoing, sign: int) -> None:
+        self.pending += sign
+        self.pending_bytes += sign * len(reply.value)
+        pressed = self.pending_bytes > PENDING_BYTES_MAX // (2 if self._pressed else 1)
+        if pressed != self._pressed:
+            self._pressed = pressed
+            self._on_pressure(pressed)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A lane must not fail, or its replies were lost in silence: the loop's error handler decides."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            task.get_loop().call_exception_handler({"message": "writing replies ended", "exception": error})
