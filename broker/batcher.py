@@ -54,8 +54,7 @@ class VariantQueue:
 
     def due(self, now_ms: float) -> list[Entry]:
         """Take out every entry whose place in the order has passed."""
-        index = bisect_left(self._waiting, (now_ms,))
-        return self._take(index)
+        return self._take(bisect_left(self._waiting, (now_ms, NEVER)))
 
     def take(self, rows_max: int) -> list[Entry]:
         """Take out the head and as many behind it as fit into ``rows_max`` rows."""
@@ -98,9 +97,10 @@ def batch_rows(queue: VariantQueue, start_ms: float) -> int:
     """
     head = queue.head
     table = queue.candidate.table
-    if head.deadline_ms is None:
-        return max(table.rows_max, head.rows)
-    budget_ms = head.deadline_ms - start_ms
-    if table.p50_ms(head.rows) > budget_ms:
-        return 0
-    return table.rows_within(budget_ms, head.rows)
+    if head.latency_deadline_ms is not None:
+        budget_ms = head.latency_deadline_ms - start_ms
+        if table.p50_ms(head.rows) <= budget_ms:
+            return table.rows_within(budget_ms, head.rows)
+        if head.deadline_ms is not None:
+            return 0
+    return max(table.rows_max, head.rows)

@@ -31,6 +31,10 @@ from modelless import frames
 from modelless.messages import Cancel, RecordId
 
 CANCELS_MAX = 10_000
+LATE_TURN_MS = 10_000.0
+"""A late query that has waited in vain until it was the most urgent gives way once more for as long."""
+QUEUES_MAX = 256
+"""Of one group, before those that are empty are forgotten: shapes of rows are the senders' choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +78,14 @@ class Core:
 
     def __init__(self, *, accuracy_slack: float = 0.02, attempts_max: int = 3) -> None:
         self.catalog = Catalog()
-        self.ledger = Ledger()
+        self.ledger = Ledger(self._withdraw)
         self.groups: dict[str, Group] = {}
         self.statistics = Statistics()
         self._selector = Selector(accuracy_slack)
         self._attempts_max = attempts_max
         self._queues: dict[str, dict[tuple[str, Signature], VariantQueue]] = defaultdict(dict)
         self._parked: list[tuple[float, int, Entry]] = []
+        self._parks = True
         self._ready: dict[tuple[str, str], list[Worker]] = {}
         self._cancelled: dict[str, None] = {}
         self._instructions: list[Instruction] = []
@@ -116,6 +121,7 @@ class Core:
                 self._withdraw(entry)
                 self._reply(entry, "CANCELLED", "cancelled before it started")
             elif entry.state is State.SENT and isinstance(entry.place, Sent):
+                entry.cancelled = True
                 frame = frames.CancelItems(entry.place.batch, (entry.record,))
                 self._instructions.append(CancelSent(entry.place.worker, frame))
         if not found:
@@ -140,13 +146,13 @@ class Core:
 
     def withdraw(self, partitions: Iterable[tuple[str, int]]) -> None:
         """These partitions are about to be lost: nothing of them that still waits will be sent."""
-        lost = set(partitions)
-        for entry in list(self.ledger.entries()):
-            if entry.state is State.WAITING and (entry.record.topic, entry.record.partition) in lost:
+        for entry in self.ledger.leave(partitions):
+            if entry.state is State.WAITING:
                 self._withdraw(entry)
 
     def withdraw_parked(self) -> None:
-        """We are leaving: what no worker can run now is left for the next owner."""
+        """We are leaving: what no worker can run, now or later, is left for the next owner."""
+        self._parks = False
         for _, _, entry in self._parked:
             entry.place = None
         self._parked.clear()
@@ -173,11 +179,13 @@ class Core:
             case frames.Drain():
                 worker.draining = True
                 self._ready.clear()
+                self._replace_stranded(now_ms)
 
     def lost(self, worker: Worker, now_ms: float) -> None:
         """A link ended: what it had and did not settle goes elsewhere at once."""
-        group = self.groups[worker.group]
-        del group.workers[worker.incarnation]
+        workers = self.groups[worker.group].workers
+        if workers.get(worker.incarnation) is worker:
+            del workers[worker.incarnation]
         self._ready.clear()
         if not worker.draining:
             self.statistics.lost_workers += 1
@@ -190,11 +198,13 @@ class Core:
 
     def catalog_changed(self, now_ms: float) -> None:
         """Models or profiles changed: whoever waits for what is no longer current, or for anything, is placed anew."""
+        outdated: list[Entry] = []
         for queues in self._queues.values():
             for key, queue in list(queues.items()):
                 if self.catalog.candidate(queue.candidate.variant, queue.candidate.group) is not queue.candidate:
                     del queues[key]
-                    self._place_all(queue.take_all(), now_ms)
+                    outdated += queue.take_all()
+        self._place_all(outdated, now_ms)
         self._unpark(now_ms)
 
     # --- time -----------------------------------------------------------------------------------------------------
@@ -202,10 +212,8 @@ class Core:
     def poll(self, now_ms: float) -> list[Instruction]:
         """Everything that is due: expired entries are answered, batches leave."""
         self._expire(now_ms)
-        for group in self.groups.values():
-            queues = self._queues.get(group.name)
-            if queues:
-                self._dispatch(group, [queue for queue in queues.values() if queue], now_ms)
+        while refused := self._dispatch_all(now_ms):
+            self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         instructions, self._instructions = self._instructions, []
         return instructions
 
@@ -230,8 +238,10 @@ class Core:
 
     # --- placing --------------------------------------------------------------------------------------------------
 
-    def _place(self, entry: Entry, now_ms: float, refused: Candidate | None = None) -> None:
-        """Choose for an entry that waits nowhere; ``refused`` is what it has just proved unable to wait for."""
+    def _place(self, entry: Entry, now_ms: float) -> None:
+        """Choose for an entry that waits nowhere."""
+        if self.ledger.is_leaving(entry.record):
+            return None
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
             return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
         target = self.catalog.resolve(entry.query)
@@ -239,11 +249,7 @@ class Core:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
         if not target.candidates:
             return self._park(entry)
-        choice = self._selector.choose(entry, target, self._finish(now_ms))
-        match choice:
-            case Chosen(candidate=candidate) if candidate is refused:
-                status = "DEADLINE_EXCEEDED" if entry.query.on_miss == "degrade" else "RESOURCE_EXHAUSTED"
-                self._reply(entry, status, "load would make it late; retry later", candidate.table.p50_ms(entry.rows))
+        match self._selector.choose(entry, target, self._finish(now_ms)):
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
                 self._enqueue(entry, candidate, target)
@@ -265,7 +271,11 @@ class Core:
             if ahead_ms is None:
                 ahead_ms = self._backlog_ms(candidate.group, entry, now_ms)
                 backlog_ms[candidate.group] = ahead_ms
-            return now_ms + ahead_ms / len(workers) + candidate.table.p50_ms(entry.rows)
+            alone_ms = candidate.table.p50_ms(entry.rows)
+            finish_ms = now_ms + ahead_ms / len(workers) + alone_ms
+            if candidate in entry.refused_by and entry.latency_deadline_ms is not None:
+                return max(finish_ms, entry.latency_deadline_ms + alone_ms)
+            return finish_ms
 
         return finish
 
@@ -284,6 +294,8 @@ class Core:
         queues = self._queues[candidate.group]
         queue = queues.get((candidate.variant, signature))
         if queue is None:
+            if len(queues) >= QUEUES_MAX:
+                queues = self._queues[candidate.group] = {key: queue for key, queue in queues.items() if queue}
             queue = queues[candidate.variant, signature] = VariantQueue(candidate)
         queue.add(entry)
         return None
@@ -293,6 +305,8 @@ class Core:
             self._place(entry, now_ms)
 
     def _park(self, entry: Entry) -> None:
+        if not self._parks:
+            return
         give_up_ms = NEVER if entry.give_up_ms is None else entry.give_up_ms
         entry.sort_key = (give_up_ms, next(self._sequence))
         entry.place = self._parked
@@ -303,19 +317,21 @@ class Core:
         self._place_all((entry for _, _, entry in parked), now_ms)
 
     def _withdraw(self, entry: Entry) -> None:
-        """Out of whatever it waits in."""
+        """Out of whatever it waits in, if it waits."""
         if isinstance(entry.place, VariantQueue):
             entry.place.remove(entry)
-        elif entry.place is not None:
+        elif entry.place is self._parked:
             self._parked.remove((*entry.sort_key, entry))
-        entry.place = None
+            entry.place = None
 
     def _again(self, entry: Entry, now_ms: float, *, attempted: bool) -> None:
         """A worker had it and will not answer it."""
-        entry.state, entry.place = State.WAITING, None
+        entry.state, entry.place, entry.refused_by = State.WAITING, None, ()
         entry.attempts += attempted
         self.statistics.retried += attempted
-        if entry.attempts >= self._attempts_max:
+        if entry.cancelled:
+            self._reply(entry, "CANCELLED", "cancelled before it was sent again")
+        elif entry.attempts >= self._attempts_max:
             self._bury(entry, "INTERNAL", f"{entry.attempts} workers were lost while they ran it")
         else:
             self._place(entry, now_ms)
@@ -331,18 +347,25 @@ class Core:
             for queue in queues.values():
                 if queue.head_deadline_ms <= now_ms:
                     for entry in queue.due(now_ms):
-                        self._overdue(queue, entry)
+                        self._overdue(queue, entry, now_ms)
 
-    def _overdue(self, queue: VariantQueue, entry: Entry) -> None:
-        """Its latency is missed: answered, or (``late``) behind those in time, at the latest until it would give up."""
+    def _overdue(self, queue: VariantQueue, entry: Entry, now_ms: float) -> None:
+        """Its latency is missed: answered, or (``late``) behind those in time, and again when that was not enough."""
         if entry.deadline_ms is not None:
             self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
-        elif entry.give_up_ms is not None and entry.sort_key[0] < entry.give_up_ms:
-            queue.add(entry, entry.give_up_ms)
         else:
-            queue.add(entry, NEVER)
+            queue.add(entry, max(entry.give_up_ms or 0.0, now_ms + LATE_TURN_MS))
 
-    def _dispatch(self, group: Group, queues: list[VariantQueue], now_ms: float) -> None:
+    def _dispatch_all(self, now_ms: float) -> list[Entry]:
+        """Send what there is room for; returns heads that cannot be in time any more where they waited."""
+        refused: list[Entry] = []
+        for name, group in self.groups.items():
+            queues = [queue for queue in self._queues[name].values() if queue]
+            if queues:
+                self._dispatch(group, queues, refused, now_ms)
+        return refused
+
+    def _dispatch(self, group: Group, queues: list[VariantQueue], refused: list[Entry], now_ms: float) -> None:
         """The most urgent queue first, while a worker has room for it."""
         while queues:
             queue = min(queues, key=lambda q: q.head_deadline_ms)
@@ -354,7 +377,9 @@ class Core:
             if rows:
                 self._send(worker, queue.candidate, queue.take(rows), now_ms)
             else:
-                self._place(queue.take(1)[0], now_ms, refused=queue.candidate)
+                (head,) = queue.take(1)
+                head.refused_by += (queue.candidate,)
+                refused.append(head)
             if not queue:
                 queues.remove(queue)
 
@@ -452,10 +477,12 @@ class Core:
 
     def _replace_stranded(self, now_ms: float) -> None:
         """Whoever waits for a variant that no worker has any more is placed anew."""
+        stranded: list[Entry] = []
         for group, queues in self._queues.items():
             for queue in queues.values():
                 if queue and not self._ready_workers(queue.candidate.variant, group):
-                    self._place_all(queue.take_all(), now_ms)
+                    stranded += queue.take_all()
+        self._place_all(stranded, now_ms)
 
     def _named(self, cancel: Cancel) -> list[Entry]:
         if cancel.id is not None:

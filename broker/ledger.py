@@ -15,7 +15,7 @@ earlier epoch finds nothing here and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -84,6 +84,10 @@ class Entry:
     inputs: tuple[Tensor, ...] = ()
     """In the order of the chosen model's specification."""
     missed: tuple[str, ...] = ()
+    refused_by: tuple[object, ...] = ()
+    """Candidates that it cannot wait for any more."""
+    cancelled: bool = False
+    """Somebody wants it dropped, but a worker has it."""
     place: object = None
     """The queue that it waits in, the batch that it was sent with, or None."""
     sent_ms: float = 0.0
@@ -98,6 +102,7 @@ class Entry:
 class _Partition:
     epoch: int
     offsets: PartitionOffsets
+    leaving: bool = False
     committed: tuple[int, str] | None = None
     entries: dict[int, Entry] = field(default_factory=dict)
 
@@ -112,9 +117,14 @@ class Commit:
 
 
 class Ledger:
-    """Every partition that this broker owns, and every entry in it."""
+    """Every partition that this broker owns, and every entry in it.
 
-    def __init__(self) -> None:
+    Args:
+        on_revoked: called for each unfinished entry of a partition that is lost, before it is forgotten.
+    """
+
+    def __init__(self, on_revoked: Callable[[Entry], None] = lambda entry: None) -> None:
+        self._on_revoked = on_revoked
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._by_id: dict[str, dict[RecordId, Entry]] = {}
         self._answered: dict[tuple[str, int], set[int]] = {}
@@ -137,8 +147,19 @@ class Ledger:
             return []
         entries = list(owned.entries.values())
         for entry in entries:
+            self._on_revoked(entry)
             self._forget(entry)
         return entries
+
+    def leave(self, partitions: Iterable[tuple[str, int]]) -> list[Entry]:
+        """These are about to be revoked; returns their unfinished entries."""
+        leaving = [self._partitions[key] for key in partitions if key in self._partitions]
+        for owned in leaving:
+            owned.leaving = True
+        return [entry for owned in leaving for entry in owned.entries.values()]
+
+    def is_leaving(self, record: RecordId) -> bool:
+        return self._partitions[record.topic, record.partition].leaving
 
     def owned(self) -> list[tuple[str, int]]:
         return list(self._partitions)

@@ -60,7 +60,11 @@ _numbers = count()
 
 
 def source(
-    value: bytes, offset: int = 0, arrival_ms: float = 0.0, headers: Sequence[tuple[str, bytes]] = (), topic: str = TOPIC
+    value: bytes,
+    offset: int = 0,
+    arrival_ms: float = 0.0,
+    headers: Sequence[tuple[str, bytes]] = (),
+    topic: str = TOPIC,
 ) -> Source:
     return Source(RecordId(topic, 0, offset), None, value, headers, arrival_ms)
 

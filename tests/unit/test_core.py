@@ -1,0 +1,544 @@
+"""The core by hand: instructions that come out for what goes in, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from broker_builders import FLAT, TOPIC, Bench, entry, model, profile, put
+
+from broker.batcher import VariantQueue
+from broker.core import Bury, CancelSent, Core, Reply, Send
+from broker.ledger import Entry, State
+from modelless import frames
+from modelless.messages import Cancel
+
+M, A, B = "m:1/onnx-fp32", "a:1/onnx-fp32", "b:1/onnx-fp32"
+SLOW = ((1, 100.0), (8, 100.0))
+
+
+def one(curve: Any = FLAT, **settings: Any) -> Bench:
+    return Bench((model(), [profile(model(), curve=curve)]), **settings)
+
+
+def two(curve_a: Any = FLAT, curve_b: Any = FLAT, **of_b: Any) -> Bench:
+    a, b = model("a"), model("b")
+    return Bench((a, [profile(a, curve=curve_a)]), (b, [profile(b, curve=curve_b, **{"price_per_hour": 7.2, **of_b})]))
+
+
+def replies(instructions: list[Any]) -> list[tuple[str, str]]:
+    return [(each.entry.query.id, each.status) for each in instructions if isinstance(each, Reply)]
+
+
+def state(of: Entry) -> State:
+    return of.state
+
+
+def sends(instructions: list[Any]) -> list[Send]:
+    return [each for each in instructions if isinstance(each, Send)]
+
+
+# --- the way of a query -----------------------------------------------------------------------------------------------
+
+
+def test_a_query_is_sent_answered_and_finished() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    admitted = bench.admit(id="a", latency_ms_max=100)
+    (send,) = sends(bench.poll(1))
+    assert (send.worker, send.batch.variant, send.batch.cost_ms) == (worker, M, 10.0)
+    assert [item.id for item in send.batch.items] == ["a"]
+    assert state(admitted) is State.SENT
+    bench.answer(worker, send.batch, 12)
+    assert state(admitted) is State.DONE
+    assert (bench.core.ledger.queries, bench.core.ledger.bytes) == (0, 0)
+    assert bench.core.statistics.outcomes == {("OK", "t"): 1}
+    assert bench.core.statistics.in_time == {"t": 1}
+    assert [(c.offset, c.metadata) for c in bench.core.ledger.commits()] == [(1, "")]
+
+
+def test_a_batch_grows_while_the_device_is_busy_and_holds_its_inputs_in_order() -> None:
+    bench = one()
+    worker = bench.worker(M, window_ms=5)
+    bench.admit(rows=2)
+    (first,) = sends(bench.poll())
+    late = bench.admit(rows=3, latency_ms_max=900)
+    soon = bench.admit(rows=1, latency_ms_max=500)
+    assert bench.poll(1) == []
+    bench.answer(worker, first.batch, 11)
+    (second,) = sends(bench.poll(11))
+    assert [item.record for item in second.batch.items] == [soon.record, late.record]
+    assert [(i.name, i.shape, len(i.data)) for i in second.batch.inputs] == [("x", (4, 4), 64)]
+
+
+def test_rows_of_another_shape_travel_in_another_batch() -> None:
+    free = model(shape=(-1, -1))
+    bench = Bench((free, [profile(free)]))
+    bench.worker(M, window_ms=100)
+    bench.admit(width=4)
+    bench.admit(width=5)
+    assert [len(send.batch.items) for send in sends(bench.poll())] == [1, 1]
+
+
+def test_inputs_that_do_not_fit_the_model_are_refused() -> None:
+    bench = one()
+    bench.worker(M)
+    bench.admit(id="a", width=5)
+    (reply,) = bench.poll()
+    assert isinstance(reply, Reply)
+    assert reply.status == "INVALID_ARGUMENT"
+    assert "x: FP32 [-1, 4]" in reply.message
+
+
+def test_what_does_not_exist_is_not_found() -> None:
+    bench = one()
+    bench.admit(id="a", task="none")
+    bench.admit(id="b", model="../../etc/passwd")
+    assert replies(bench.poll()) == [("a", "NOT_FOUND"), ("b", "NOT_FOUND")]
+
+
+def test_malformed_records_are_answered_or_buried_and_finish() -> None:
+    bench = one()
+    refused, dead = entry(0), entry(1)
+    for each in (refused, dead):
+        bench.core.ledger.arrived(each.record)
+    bench.core.refuse(refused, "INVALID_ARGUMENT", "no")
+    bench.core.dead(dead, "INVALID_ARGUMENT", "nobody to tell")
+    assert bench.poll() == [
+        Reply(refused, "INVALID_ARGUMENT", "no"),
+        Bury(dead, "INVALID_ARGUMENT", "nobody to tell"),
+    ]
+    bench.core.replied(refused, "INVALID_ARGUMENT")
+    bench.core.buried(dead)
+    bench.core.buried(dead)
+    assert bench.core.ledger.queries == 0
+
+
+def test_a_reply_that_cannot_be_written_becomes_a_dead_letter() -> None:
+    bench = one()
+    admitted = bench.admit(task="none")
+    bench.poll()
+    bench.core.undeliverable(admitted, "the topic is gone")
+    assert bench.poll() == [Bury(admitted, "UNDELIVERABLE", "the topic is gone")]
+    bench.core.buried(admitted)
+    bench.core.undeliverable(admitted, "again")
+    assert bench.poll() == []
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_an_expired_query_is_answered_at_its_deadline_while_a_batch_runs() -> None:
+    bench = one(SLOW)
+    worker = bench.worker(M, window_ms=1)
+    bench.admit(latency_ms_max=1000)
+    bench.poll()
+    worker.sent[1].candidate.table.scale = 0.01  # believed fast when it was admitted
+    bench.admit(id="a", latency_ms_max=300)
+    assert bench.poll(1) == []
+    assert bench.core.wake_at_ms() == 300
+    assert replies(bench.poll(300)) == [("a", "DEADLINE_EXCEEDED")]
+    assert bench.core.wake_at_ms() == float("inf")
+
+
+def test_a_deadline_that_passed_before_it_was_read_is_exceeded() -> None:
+    bench = one()
+    bench.worker(M)
+    bench.admit(1000, id="a", deadline_ms=900)
+    assert replies(bench.poll(1000)) == [("a", "DEADLINE_EXCEEDED")]
+
+
+def test_late_runs_after_its_deadline() -> None:
+    bench = one()
+    worker = bench.worker(M, window_ms=1)
+    bench.admit()
+    (first,) = sends(bench.poll())
+    bench.admit(id="a", latency_ms_max=15, on_miss="late")
+    assert bench.poll(100) == []
+    bench.answer(worker, first.batch, 100)
+    (send,) = sends(bench.poll(100))
+    (item,) = send.batch.items
+    assert (item.id, item.deadline_ms, item.latency_deadline_ms) == ("a", None, 15)
+
+
+def test_what_is_late_gives_way_to_what_is_in_time_but_not_for_ever() -> None:
+    bench = one(((1, 10.0),))
+    worker = bench.worker(M, window_ms=1)
+    bench.admit()
+    bench.admit(id="late", latency_ms_max=15, on_miss="late")
+    (send,) = sends(bench.poll())
+    waited_ms = 0.0
+    while send.batch.items[0].id != "late":
+        waited_ms += 20_000  # the worker is slow, and there is always somebody who is in time
+        bench.admit(waited_ms, id="in time", latency_ms_max=25_000)
+        bench.admit(waited_ms, id="in time", latency_ms_max=25_000)
+        bench.poll(waited_ms)
+        bench.answer(worker, send.batch, waited_ms)
+        (send,) = sends(bench.poll(waited_ms))
+        assert waited_ms < 120_000
+
+
+def test_a_batch_stays_small_enough_for_a_late_head_that_is_still_in_time() -> None:
+    bench = one(((1, 1.0), (100, 100.0)))
+    bench.worker(M)
+    for _ in range(100):
+        bench.admit(latency_ms_max=50, on_miss="late")
+    (send, *_) = sends(bench.poll())
+    assert send.batch.cost_ms <= 50
+
+
+def test_a_head_that_cannot_be_in_time_any_more_is_refused_with_advice() -> None:
+    bench = one(SLOW)
+    worker = bench.worker(M, window_ms=1)
+    bench.admit()
+    (send,) = sends(bench.poll())
+    bench.admit(id="a", latency_ms_max=250)
+    assert bench.poll(1) == []
+    bench.answer(worker, send.batch, 200)
+    (reply,) = bench.poll(200)
+    assert isinstance(reply, Reply)
+    assert reply.status == "RESOURCE_EXHAUSTED"
+    assert reply.retry_after_ms == pytest.approx(100, abs=60)
+
+
+def test_a_head_that_cannot_be_in_time_moves_to_what_can() -> None:
+    bench = two(SLOW, FLAT, price_per_hour=360.0)
+    worker = bench.worker(A, B, window_ms=1)
+    bench.admit(latency_ms_max=1000)
+    (send,) = sends(bench.poll())
+    assert send.batch.variant == A
+    bench.admit(id="a", latency_ms_max=250)
+    assert bench.poll(1) == []
+    bench.answer(worker, send.batch, 200)
+    (send,) = sends(bench.poll(200))
+    assert (send.batch.variant, send.batch.items[0].id) == (B, "a")
+
+
+def test_a_head_that_none_of_its_candidates_can_take_in_time_any_more_is_refused() -> None:
+    of_c = model("c", task="c")
+    bench = two(((1, 60.0),), ((1, 60.0),))
+    put(bench.core.catalog, of_c, profile(of_c, curve=((1, 200.0),)))
+    long, short = bench.worker("c:1/onnx-fp32", window_ms=0), bench.worker(A, B, window_ms=0)
+    bench.admit(task="c")
+    bench.admit(model="a")
+    bench.poll()
+    bench.core.frame(short, frames.Started(2), 0)
+    bench.ready(long, A, B)
+    bench.admit(model="a")
+    bench.admit(model="b")
+    bench.admit(id="victim", latency_ms_max=300)
+    assert bench.poll(60) == []
+    bench.core.frame(long, frames.Credit(1000), 60)  # has room now, but is free only at 200
+    assert replies(bench.poll(60)) == [("victim", "RESOURCE_EXHAUSTED")]
+
+
+# --- cancelling -------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_what_waits_by_id_and_by_record() -> None:
+    bench = one()
+    worker = bench.worker(M, window_ms=1)
+    bench.admit()
+    bench.poll()
+    bench.admit(id="a")
+    by_record = bench.admit(id="b")
+    bench.core.cancel(Cancel(id="a"))
+    bench.core.cancel(Cancel(query=str(by_record.record)))
+    assert replies(bench.poll(1)) == [("a", "CANCELLED"), ("b", "CANCELLED")]
+    assert bench.core.waiting()[0] == 0
+    assert len(worker.sent) == 1
+
+
+def test_cancel_what_is_parked() -> None:
+    bench = one()
+    bench.admit(id="a")
+    bench.core.cancel(Cancel(id="a"))
+    assert replies(bench.poll()) == [("a", "CANCELLED")]
+    assert bench.core.waiting()[0] == 0
+
+
+def test_cancel_what_was_sent_asks_the_worker() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    admitted = bench.admit(id="a")
+    bench.poll()
+    bench.core.cancel(Cancel(id="a"))
+    assert bench.poll() == [CancelSent(worker, frames.CancelItems(1, (admitted.record,)))]
+
+
+@pytest.mark.parametrize("how", ["returned", "lost"])
+def test_what_was_cancelled_while_it_was_sent_is_not_sent_again(how: str) -> None:
+    bench = one()
+    worker = bench.worker(M)
+    bench.admit(id="a")
+    (send,) = sends(bench.poll())
+    bench.core.cancel(Cancel(id="a"))
+    bench.poll()
+    bench.worker(M)
+    if how == "lost":
+        bench.core.lost(worker, 1)
+    else:
+        bench.answer(worker, send.batch, 1, "returned")
+    assert replies(bench.poll(1)) == [("a", "CANCELLED")]
+
+
+def test_cancel_of_what_is_being_answered_or_is_done_changes_nothing() -> None:
+    bench = one()
+    admitted = bench.admit(id="a", task="none")
+    bench.poll()
+    bench.core.cancel(Cancel(id="a"))
+    assert bench.poll() == []
+    bench.core.replied(admitted, "NOT_FOUND")
+    bench.core.cancel(Cancel(query=str(admitted.record)))
+    assert bench.poll() == []
+
+
+def test_cancel_before_arrival_by_id_and_by_record() -> None:
+    bench = one()
+    bench.worker(M)
+    bench.core.cancel(Cancel(id="a"))
+    bench.core.cancel(Cancel(query=f"{TOPIC}/0/1"))
+    bench.admit(id="a")
+    bench.admit(id="b")
+    assert replies(bench.poll()) == [("a", "CANCELLED"), ("b", "CANCELLED")]
+
+
+# --- workers come and go ----------------------------------------------------------------------------------------------
+
+
+def test_what_no_worker_can_run_is_parked_until_one_can_or_its_time_is_over() -> None:
+    bench = one()
+    bench.admit(id="a", latency_ms_max=100)
+    bench.admit(id="b", latency_ms_max=200)
+    bench.admit(id="late", latency_ms_max=50, on_miss="late")
+    assert bench.poll() == []
+    assert bench.core.waiting()[0] == 3
+    assert bench.core.wake_at_ms() == 100
+    assert replies(bench.poll(100)) == [("a", "UNAVAILABLE")]
+    bench.worker(M, now_ms=150)
+    (send,) = sends(bench.poll(150))
+    assert sorted(item.id for item in send.batch.items) == ["b", "late"]
+
+
+def test_late_without_workers_is_unavailable_after_the_default_bound() -> None:
+    bench = one()
+    bench.admit(id="a", latency_ms_max=50, on_miss="late")
+    assert bench.poll(29_999) == []
+    assert replies(bench.poll(30_000)) == [("a", "UNAVAILABLE")]
+
+
+def test_a_registered_model_that_is_not_measured_yet_is_waited_for() -> None:
+    bench = one()
+    put(bench.core.catalog, model("new", task="new"))
+    bench.admit(id="a", task="new")
+    assert bench.poll() == []
+    put(bench.core.catalog, model("new", task="new"), profile(model("new", task="new")))
+    bench.core.catalog_changed(1)
+    bench.worker("new:1/onnx-fp32", now_ms=2)
+    assert len(sends(bench.poll(2))) == 1
+
+
+def test_a_lost_worker_costs_an_attempt_of_what_it_had_started() -> None:
+    bench = one(attempts_max=3)
+    admitted = bench.admit()
+    for attempt in range(3):
+        worker = bench.worker(M)
+        (send,) = sends(bench.poll())
+        assert send.batch.items[0].attempt == attempt
+        bench.core.frame(worker, frames.Started(send.batch.batch), 1)
+        bench.core.lost(worker, 2)
+    (bury,) = bench.poll(2)
+    assert isinstance(bury, Bury)
+    assert (bury.entry, bury.code) == (admitted, "INTERNAL")
+    assert (bench.core.statistics.lost_workers, bench.core.statistics.retried) == (3, 3)
+
+
+def test_a_lost_worker_costs_nothing_of_what_it_had_not_started() -> None:
+    bench = one(attempts_max=1)
+    bench.admit()
+    for _ in range(5):
+        worker = bench.worker(M)
+        (send,) = sends(bench.poll())
+        assert send.batch.items[0].attempt == 0
+        bench.core.lost(worker, 2)
+    assert bench.poll() == []
+
+
+def test_returned_is_sent_again_without_an_attempt() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    bench.admit()
+    (send,) = sends(bench.poll())
+    bench.answer(worker, send.batch, 1, "returned")
+    (again,) = sends(bench.poll(1))
+    assert again.batch.items == send.batch.items
+    assert again.batch.batch != send.batch.batch
+
+
+@pytest.mark.parametrize(("disposition", "code"), [("poisoned", "OK"), ("undeliverable", "UNDELIVERABLE")])
+def test_poisoned_and_undeliverable_become_dead_letters(disposition: str, code: str) -> None:
+    bench = one()
+    worker = bench.worker(M)
+    admitted = bench.admit()
+    (send,) = sends(bench.poll())
+    bench.answer(worker, send.batch, 1, disposition)
+    (bury,) = bench.poll(1)
+    assert isinstance(bury, Bury)
+    assert (bury.entry, bury.code) == (admitted, code)
+    assert bench.core.ledger.commits()[0].offset == 0
+    bench.core.buried(admitted)
+    assert bench.core.ledger.commits()[0].offset == 1
+
+
+def test_what_a_worker_forgets_goes_elsewhere_and_duplicated_outcomes_change_nothing() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    first, second = bench.admit(), bench.admit()
+    (send,) = sends(bench.poll())
+    outcome = frames.Outcome(1, True, 1.0, 2, (frames.ItemOutcome(first.record, "answered", "OK"),))
+    for _ in range(2):
+        bench.core.frame(worker, outcome, 1)
+    assert (state(first), state(second), second.attempts) == (State.DONE, State.WAITING, 1)
+    bench.answer(worker, send.batch, 2)
+    assert state(second) is State.WAITING
+
+
+def test_a_draining_worker_gets_nothing_new_and_those_who_wait_for_it_go_elsewhere() -> None:
+    a = model("a")
+    bench = Bench((a, [profile(a), profile(a, "gpu", price_per_hour=7.2)]))
+    leaving = bench.worker(A, window_ms=1)
+    bench.admit()
+    bench.poll()
+    bench.admit(id="moves")
+    assert bench.poll() == []
+    other = bench.worker(A, group="gpu")
+    bench.core.frame(leaving, frames.Drain("going"), 1)
+    (send,) = sends(bench.poll(1))
+    assert (send.worker, send.batch.items[0].id) == (other, "moves")
+    bench.core.lost(leaving, 2)
+    assert bench.core.statistics.lost_workers == 0
+
+
+@pytest.mark.parametrize("group", ["cpu", "gpu"])
+def test_those_who_wait_for_a_lost_variant_move_to_one_that_nobody_waited_for_yet(group: str) -> None:
+    a, b = model("a"), model("b")
+    bench = Bench((a, [profile(a)]), (b, [profile(b, group, price_per_hour=7.2)]))
+    worker = bench.worker(A, window_ms=1)
+    bench.worker(B, group=group)
+    bench.admit()
+    bench.poll()
+    for _ in range(3):
+        bench.admit()
+    bench.ready(worker)
+    (send,) = sends(bench.poll())
+    assert (send.batch.variant, len(send.batch.items)) == (B, 3)
+
+
+def test_a_worker_that_has_room_but_not_the_variant_is_no_reason_to_wake() -> None:
+    bench = two()
+    bench.worker(A, window_ms=1)
+    bench.worker(B)
+    bench.admit(model="a")
+    bench.poll()
+    bench.admit(model="a")
+    assert bench.poll(1) == []
+    assert bench.core.wake_at_ms() == 30_000
+
+
+def test_an_old_link_of_the_same_incarnation_does_not_take_the_new_one_with_it() -> None:
+    bench = one()
+    old = bench.worker(M)
+    new = type(old)(old.name, old.incarnation, old.group, 1.0, 1, ())
+    bench.core.joined(new)
+    bench.ready(new, M)
+    bench.core.lost(old, 1)
+    assert bench.core.workers() == [new]
+
+
+# --- the catalog changes ----------------------------------------------------------------------------------------------
+
+
+def test_those_who_wait_are_placed_anew_when_the_catalog_changes() -> None:
+    bench = two()
+    bench.worker(A, B, window_ms=1)
+    bench.admit()
+    bench.poll()
+    waiting = bench.admit(id="moves")
+    bench.admit(id="gone", model="a")
+    bench.core.catalog.put_model("a:1", None)
+    bench.core.catalog_changed(1)
+    assert replies(bench.poll(1)) == [("gone", "NOT_FOUND")]
+    assert isinstance(waiting.place, VariantQueue)
+    assert waiting.place.candidate.variant == B
+
+
+# --- ownership --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_answered_for_an_earlier_broker_needs_no_second_run() -> None:
+    bench = one()
+    waiting = bench.admit()
+    worker = bench.worker()
+    bench.core.frame(worker, frames.Answered(((TOPIC, 0, (0, 1)), ("other", 7, (3,)))), 1)
+    assert state(waiting) is State.DONE
+    assert not bench.core.ledger.arrived(entry(1).record)
+    assert bench.core.statistics.skipped == 1
+    assert bench.core.ledger.commits()[0].offset == 2
+    assert bench.core.waiting()[0] == 0
+
+
+def test_nothing_of_a_withdrawn_partition_is_sent_even_when_a_worker_gives_it_back() -> None:
+    bench = one()
+    worker = bench.worker(M, window_ms=1)
+    sent, waiting = bench.admit(), None
+    (send,) = sends(bench.poll())
+    waiting = bench.admit()
+    bench.core.withdraw([(TOPIC, 0)])
+    bench.answer(worker, send.batch, 1, "returned")
+    assert bench.poll(1) == []
+    assert (state(sent), state(waiting)) == (State.WAITING, State.WAITING)
+    assert bench.core.ledger.unsettled([(TOPIC, 0)]) == 0
+    assert bench.core.waiting()[0] == 0
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_what_waits_of_a_partition_lost_without_warning_is_never_sent(parked: bool) -> None:
+    bench = one()
+    worker = bench.worker(*[] if parked else [M], window_ms=1)
+    bench.admit()
+    bench.poll()
+    bench.admit()
+    bench.core.ledger.revoke(TOPIC, 0)
+    bench.core.ledger.assign(TOPIC, 0, 0, "")
+    bench.ready(worker, M)
+    if not parked:
+        outcome = frames.Outcome(1, True, 1.0, 1, (frames.ItemOutcome(entry(0).record, "answered", "OK"),))
+        bench.core.frame(worker, outcome, 1)
+    assert bench.poll(1) == []
+    assert bench.core.waiting()[0] == 0
+    assert bench.core.ledger.commits()[0].offset == 0
+
+
+def test_leaving_parks_nothing_any_more() -> None:
+    bench = one()
+    bench.admit()
+    bench.core.withdraw_parked()
+    assert bench.core.waiting()[0] == 0
+    worker = bench.worker(M)
+    bench.admit()
+    bench.poll()
+    bench.core.lost(worker, 1)
+    assert bench.core.waiting()[0] == 0
+    assert bench.poll(99_999) == []
+
+
+def test_many_shapes_leave_no_empty_queues_behind() -> None:
+    free = model(shape=(-1, -1))
+    core = Core()
+    put(core.catalog, free, profile(free))
+    core.ledger.assign(TOPIC, 0, 0, "")
+    for width in range(1, 600):
+        made = entry(width, width=width)
+        core.ledger.arrived(made.record)
+        core.admit(made, 0)
+    assert sum(map(len, core._queues.values())) <= 300
