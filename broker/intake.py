@@ -12,21 +12,22 @@ topics and partitions that exist.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from broker.ledger import Address, Entry, Source
-from modelless.codec import decode_query
+from broker.ledger import Headers as RecordHeaders
+from modelless.codec import decode_query, salvage
 from modelless.errors import DecodeError, ModellessError
 from modelless.frames import Form
-from modelless.headers import Headers, read_headers
+from modelless.headers import HEADERS_MAX, NO_HEADERS, Headers, read_headers
 from modelless.messages import Query
 from modelless.tensors import rows
 from modelless.topics import ReplyTopicRule, Topics
-from modelless.wire import unpack
 
+KEY_BYTES_MAX = 16 * 1024
+"""Keys travel with the query and its reply, beside bodies that may be as large as a record can be."""
 _ENTRY_OVERHEAD_BYTES = 2_000
 """What an entry weighs besides its record, measured."""
 
@@ -49,6 +50,11 @@ class Dead:
     entry: Entry
     code: str
     reason: str
+
+
+def unreadable(source: Source, reason: str) -> Dead:
+    """For a record that is not even one: whatever it says about a reply address is not to be believed."""
+    return Dead(_entry(source, NO_QUERY, _NOWHERE), "INVALID_ARGUMENT", reason)
 
 
 class Intake:
@@ -78,9 +84,13 @@ class Intake:
         try:
             headers = read_headers(source.headers)
         except DecodeError as error:
-            return Dead(_entry(source, NO_QUERY, _NOWHERE), error.code, error.message)
+            if len(source.headers) > HEADERS_MAX:
+                return unreadable(source, error.message)
+            return self._malformed(source, _readable(source.headers), error)
+        if source.key is not None and len(source.key) > KEY_BYTES_MAX:
+            return unreadable(source, f"a key of {len(source.key)} bytes is larger than the limit of {KEY_BYTES_MAX}")
         try:
-            query, form = decode_query(source.value, headers)
+            query, form = decode_query(source.value, headers, bytes_max=self._request_bytes_max)
         except ModellessError as error:
             return self._malformed(source, headers, error)
         topic = query.reply_topic or self._topics.replies
@@ -134,38 +144,26 @@ class Intake:
         return Refusal(entry, error.code, error.message)
 
     def _salvage(self, source: Source, headers: Headers) -> Address:
-        body, form = self._fields(source.value)
-        query_id = headers.id or body.get("id")
-        named_topic = headers.reply_topic or body.get("reply_topic")
-        if not isinstance(query_id, str) or not 0 < len(query_id) <= 128:
-            query_id = None
-        if named_topic is not None and not isinstance(named_topic, str):
-            named_topic = None
-        if query_id is None and named_topic is None:
+        found, form = salvage(source.value, headers, bytes_max=self._request_bytes_max)
+        if found.id is None and found.reply_topic is None:
             return _NOWHERE
-        partition = headers.reply_partition if headers.reply_partition is not None else body.get("reply_partition")
-        if not isinstance(partition, int) or isinstance(partition, bool) or partition < 0:
-            partition = None
-        return Address(
-            query_id or str(source.record), named_topic or self._topics.replies, partition, form, headers.echo
-        )
-
-    def _fields(self, value: bytes | None) -> tuple[dict[str, Any], Form]:
-        """What can be read of a body that is no valid query."""
-        if value is None:
-            return {}, "msgpack"
-        try:
-            if value.lstrip()[:1] == b"{":
-                body = json.loads(value) if len(value) <= _SALVAGE_JSON_BYTES_MAX else {}
-                fields = body.get("parameters")
-                return {**(fields if isinstance(fields, dict) else {}), "id": body.get("id")}, "json"
-            body = unpack(value, bytes_max=self._request_bytes_max)
-        except (ModellessError, ValueError, RecursionError):
-            return {}, "json" if value.lstrip()[:1] == b"{" else "msgpack"
-        return (body if isinstance(body, dict) else {}), "msgpack"
+        topic = found.reply_topic or self._topics.replies
+        return Address(found.id or str(source.record), topic, found.reply_partition, form, headers.echo)
 
 
-_SALVAGE_JSON_BYTES_MAX = 64 * 1024
+def _readable(headers: RecordHeaders) -> Headers:
+    """What those headers say that are well-formed each by itself."""
+    kept = []
+    for header in headers:
+        with contextlib.suppress(DecodeError):
+            read_headers([header])
+            kept.append(header)
+    try:
+        return read_headers(kept)
+    except DecodeError:  # too many bytes of them
+        return NO_HEADERS
+
+
 _NOWHERE = Address("", "", None, "msgpack")
 
 

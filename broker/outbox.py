@@ -1,7 +1,8 @@
 """What the broker writes itself: error replies and dead letters, each until Kafka has acknowledged it.
 
 One task sends in order and never waits for an acknowledgement; a record whose send fails for a reason that can pass
-(Kafka is away) is sent again for as long as the broker lives, one that can never be written is reported.
+(Kafka is away) is sent again for as long as the broker lives, one that can never be written is reported. One that is
+too large is written smaller, where it says how.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aiokafka.errors import (
     InvalidPartitionsError,
     KafkaError,
     MessageSizeTooLargeError,
+    RecordListTooLargeError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
@@ -23,12 +25,14 @@ from aiokafka.partitioner import murmur2
 
 from modelless.config import Config
 from modelless.kafka import make_producer, stop_within
+from modelless.topic_settings import DEAD_LETTER_OVERHEAD_BYTES
 
 _log = structlog.get_logger(__name__)
 
 RETRY_S = 0.2
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 PERMANENT = (
-    MessageSizeTooLargeError,
+    *TOO_LARGE,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     InvalidPartitionsError,
@@ -44,6 +48,7 @@ class Outgoing:
         partition: None for the one that murmur2 of ``partition_key`` names.
         done: called once: with None when Kafka acknowledged it, or with the reason why it can never be written.
         must: an unwritable topic is no reason to give up (dead letters).
+        smaller: makes what to write instead when it is too large.
     """
 
     topic: str
@@ -54,6 +59,7 @@ class Outgoing:
     headers: tuple[tuple[str, bytes], ...]
     done: Callable[[str | None], None]
     must: bool = False
+    smaller: Callable[[], Outgoing] | None = None
 
 
 class Outbox:
@@ -65,7 +71,8 @@ class Outbox:
         self.unacknowledged = 0
 
     async def start(self) -> None:
-        self._producer = make_producer(self._config)
+        bytes_max = self._config.kafka.request_bytes_max + DEAD_LETTER_OVERHEAD_BYTES
+        self._producer = make_producer(self._config, max_request_size=bytes_max)
         await self._producer.start()
         self._task = asyncio.create_task(self._run())
 
@@ -129,6 +136,9 @@ class Outbox:
         return int(partitions[(murmur2(outgoing.partition_key) & 0x7FFFFFFF) % len(partitions)])
 
     def _failed(self, outgoing: Outgoing, error: BaseException | None) -> None:
+        if isinstance(error, TOO_LARGE) and outgoing.smaller is not None:
+            self._queue.put_nowait(outgoing.smaller())
+            return
         if isinstance(error, PERMANENT) and not outgoing.must:
             self.unacknowledged -= 1
             outgoing.done(f"{type(error).__name__}: the reply could not be written")

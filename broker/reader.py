@@ -2,7 +2,9 @@
 
 aiokafka's callbacks only open and close a gate here. A batch that was fetched across a change of ownership is thrown
 away and every partition is sought back to the ledger's position, so that the ledger sees each partition's records
-exactly in order. Reading stops while the broker holds its maximum of queries or bytes and goes on at three quarters.
+exactly in order. The same is done when aiokafka raises, since it forgets what it had taken from other partitions for
+that call; what made it raise is then read raw (:mod:`broker.rescue`). Reading stops while the broker holds its maximum
+of queries or bytes and goes on at three quarters.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from typing import Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from broker.ledger import Ledger
+from broker.rescue import Unreadable, read_raw
 from modelless.config import Config
-from modelless.kafka import make_admin, make_consumer, stop_within
+from modelless.kafka import make_admin, make_client, make_consumer, stop_within
 
 _log = structlog.get_logger(__name__)
 
@@ -28,6 +32,8 @@ FETCH_WAIT_MS = 200
 SETTLE_S_MAX = 3.0
 """Before partitions are given up: longest wait for what workers have of them."""
 COMMIT_TIMEOUT_S = 5.0
+RAW_TIMEOUT_S = 10.0
+RETRY_S = 0.2
 RESUME_SHARE = 0.75
 
 
@@ -38,7 +44,7 @@ class Sink(Protocol):
 
     def withdraw(self, partitions: list[tuple[str, int]]) -> None: ...
 
-    async def unreadable(self, partition: TopicPartition, position: int) -> int | None: ...
+    def unreadable(self, record: ConsumerRecord, reason: str) -> None: ...
 
 
 class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -114,7 +120,9 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Records behind the end of each owned partition, as far as the last fetch knew."""
         lags = {}
         for topic, partition in self._ledger.owned():
-            end = self._consumer.highwater(TopicPartition(topic, partition)) if self._consumer else None
+            key = TopicPartition(topic, partition)
+            assigned = self._consumer is not None and key in self._consumer.assignment()
+            end = self._consumer.highwater(key) if self._consumer is not None and assigned else None
             position = self._ledger.position(topic, partition)
             if end is not None and position is not None:
                 lags[topic, partition] = max(0, end - position)
@@ -135,6 +143,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         await self.commit()
         for topic, partition in partitions:
             self._ledger.revoke(topic, partition)
+        self.progress()
         if partitions:
             _log.info("partitions given up", partitions=len(partitions))
 
@@ -150,8 +159,8 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             try:
                 positions = await self._committed(partitions)
                 break
-            except (KafkaError, TimeoutError, OSError) as error:
-                _log.warning("cannot read committed offsets, trying again", error=str(error))
+            except Exception as error:  # aiokafka would log and forget it, and we would own nothing for ever
+                _log.warning("cannot read committed offsets, trying again", error=repr(error))
                 await asyncio.sleep(0.5)
         else:
             return
@@ -163,7 +172,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._owned.set()
 
     async def _committed(self, partitions: list[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
-        """(offset, metadata) per partition; the log's start where nothing was committed."""
+        """(offset, metadata) per partition; the log's start where nothing, or nothing that exists, was committed."""
         if not partitions:
             return {}
         assert self._consumer is not None
@@ -175,10 +184,11 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             finally:
                 await admin.close()
             starts = await self._consumer.beginning_offsets(partitions)
+            ends = await self._consumer.end_offsets(partitions)
         result = {}
         for partition in partitions:
             found = committed.get(partition)
-            if found is None or found.offset < starts[partition]:
+            if found is None or not starts[partition] <= found.offset <= ends[partition]:
                 result[partition] = (starts[partition], "")
             else:
                 result[partition] = (found.offset, found.metadata or "")
@@ -194,13 +204,12 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             generation = self._generation
             try:
                 batches = await self._consumer.getmany(timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_MAX)
-            except KafkaError as error:
-                _log.warning("reading failed, trying again", error=repr(error))
-                await self._skip_unreadable()
-                continue
-            except (UnicodeDecodeError, ValueError, AssertionError) as error:
-                _log.warning("a record cannot be decoded", error=repr(error))
-                await self._skip_unreadable()
+            except Exception as error:  # whatever a decoder or a codec raises
+                _log.warning("aiokafka cannot read on", error=repr(error))
+                await self._owned.wait()
+                self._seek_back()
+                if not await self._read_raw():
+                    await asyncio.sleep(RETRY_S)
                 continue
             if generation != self._generation:
                 await self._owned.wait()
@@ -242,25 +251,47 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
                     return
                 self._ledger.passed(topic, partition, position)
 
-    async def _skip_unreadable(self) -> None:
-        """aiokafka refuses whole fetches for one bad record: find the partition, and let the sink rescue the batch."""
+    async def _read_raw(self) -> bool:
+        """The next stretch of every partition that has one, past whatever aiokafka refuses. False: nothing read."""
         assert self._consumer is not None
-        generation = self._generation
-        for topic, partition in self._ledger.owned():
-            key = TopicPartition(topic, partition)
-            try:
-                records = await self._consumer.getmany(key, timeout_ms=0, max_records=RECORDS_MAX)
-            except (KafkaError, UnicodeDecodeError, ValueError, AssertionError):
-                position = self._ledger.position(topic, partition)
-                after = await self._sink.unreadable(key, position or 0)
-                if after is not None and generation == self._generation:
-                    self._consumer.seek(key, after)
-                continue
-            if generation != self._generation:
-                return
-            for each in records.values():
-                self._sink.read(each)
-        await asyncio.sleep(0.1)
+        progress = False
+        client = make_client(self._config)
+        try:
+            async with asyncio.timeout(RAW_TIMEOUT_S):
+                await client.bootstrap()
+                for key in self._behind():
+                    progress |= await self._read_partition_raw(client, TopicPartition(*key))
+        except (KafkaError, TimeoutError, OSError) as error:
+            _log.warning("cannot read raw, trying again", error=repr(error))
+        finally:
+            await client.close()
+        return progress
+
+    async def _read_partition_raw(self, client: AIOKafkaClient, partition: TopicPartition) -> bool:
+        generation, position = self._generation, self._ledger.position(partition.topic, partition.partition)
+        if self._consumer is None or position is None:
+            return False
+        try:
+            stretch = await read_raw(client, partition, position)
+        except KafkaError as error:
+            _log.warning("cannot read raw, trying again", topic=partition.topic, error=repr(error))
+            return False
+        if generation != self._generation:
+            return True
+        for item in stretch.items:
+            if isinstance(item, Unreadable):
+                _log.warning("unreadable", topic=partition.topic, offset=item.record.offset, reason=item.reason)
+                self._sink.unreadable(item.record, item.reason)
+            else:
+                self._sink.read([item])
+        self._ledger.passed(partition.topic, partition.partition, stretch.position)
+        with contextlib.suppress(IllegalStateError):  # lost since; its next owner reads on
+            self._consumer.seek(partition, stretch.position)
+        return stretch.position > position
+
+    def _behind(self) -> list[tuple[str, int]]:
+        """Owned partitions that had more than the ledger knows at their last fetch."""
+        return [key for key, records in self.lag().items() if records]
 
     # --- committing -----------------------------------------------------------------------------------------------
 

@@ -16,20 +16,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import structlog
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from broker.core import Bury, CancelSent, Core, Reply, Send
+from broker.dead_letters import dead_letter
 from broker.devices import Worker
-from broker.intake import Dead, Intake, Refusal
+from broker.intake import Dead, Intake, Refusal, unreadable
 from broker.leader import Leader
 from broker.ledger import Entry, Source
 from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
 from broker.planner import PlannedWorker
 from broker.reader import QueryReader
-from broker.rescue import rescue
 from modelless import frames, messages
 from modelless.clock import KafkaClock
 from modelless.codec import decode_cancel, decode_record, encode_reply
@@ -51,6 +50,8 @@ DEMAND_INTERVAL_MS = 10.0
 LOOP_LAG_INTERVAL_S = 0.25
 TIMER_SLACK_MS = 0.2
 CANCEL_HISTORY_MS = 60_000.0
+HELD_MAX = 1_000
+"""Records that wait to see whether their reply topic exists."""
 
 
 class Broker:
@@ -184,32 +185,44 @@ class Broker:
 
     def read(self, records: Iterable[ConsumerRecord]) -> None:
         """The reader has records of one partition, in order."""
-        core, now_ms = self._core, self._clock.now_ms()
+        now_ms = self._clock.now_ms()
         for record in records:
-            name = RecordId(record.topic, record.partition, record.offset)
-            core.statistics.read += 1
-            if not core.ledger.arrived(name):
-                core.statistics.skipped += 1
-                continue
-            arrival_ms = float(record.timestamp)
-            if arrival_ms < 0 or record.timestamp_type != 1:  # not the log's own time: believed only about the past
-                arrival_ms = min(arrival_ms, now_ms) if arrival_ms >= 0 else now_ms
-            self._take(Source(name, record.key, record.value, record.headers, arrival_ms), now_ms)
+            source = self._arrived(record, now_ms)
+            if source is not None:
+                self._take(source, now_ms)
         self.kick()
+
+    def _arrived(self, record: ConsumerRecord, now_ms: float) -> Source | None:
+        """None for a record that needs no work."""
+        name = RecordId(record.topic, record.partition, record.offset)
+        self._core.statistics.read += 1
+        if not self._core.ledger.arrived(name):
+            self._core.statistics.skipped += 1
+            return None
+        arrival_ms = float(record.timestamp)
+        if arrival_ms < 0 or record.timestamp_type != 1:  # not the log's own time: believed only about the past
+            arrival_ms = min(arrival_ms, now_ms) if arrival_ms >= 0 else now_ms
+        return Source(name, record.key, record.value, record.headers, arrival_ms)
 
     def _take(self, source: Source, now_ms: float, *, final: bool = False) -> None:
         result = self._intake.read(source)
         match result:
             case Entry():
                 self._core.admit(result, now_ms)
-            case Dead(code="NOT_FOUND") if not final:  # a reply topic that we have not heard of yet, perhaps
+            case Dead(code="NOT_FOUND") if (
+                not final and len(self._held) < HELD_MAX
+            ):  # a reply topic that we have not heard of yet, perhaps
                 self._held.append(source)
                 self._metadata_wanted.set()
+            case _:
+                self._carry_out(result)
+
+    def _carry_out(self, refused: Dead | Refusal) -> None:
+        self._core.statistics.malformed += 1
+        match refused:
             case Dead(entry=entry, code=code, reason=reason):
-                self._core.statistics.malformed += 1
                 self._core.dead(entry, code, reason)
             case Refusal(entry=entry, status=status, message=message):
-                self._core.statistics.malformed += 1
                 self._core.refuse(entry, status, message)
 
     def withdraw(self, partitions: list[tuple[str, int]]) -> None:
@@ -218,9 +231,12 @@ class Broker:
         lost = set(partitions)
         self._held = [s for s in self._held if (s.record.topic, s.record.partition) not in lost]
 
-    async def unreadable(self, partition: TopicPartition, position: int) -> int | None:
-        """A batch that aiokafka cannot decode."""
-        return await rescue(self._config, partition, position, self.read)
+    def unreadable(self, record: ConsumerRecord, reason: str) -> None:
+        """The reader has bytes that are no record."""
+        source = self._arrived(record, self._clock.now_ms())
+        if source is not None:
+            self._carry_out(unreadable(source, reason))
+        self.kick()
 
     async def _watch_metadata(self) -> None:
         """Which topics exist, with how many partitions."""
@@ -410,26 +426,7 @@ class Broker:
             self.kick()
 
     def _send_dead_letter(self, bury: Bury) -> None:
-        source = bury.entry.source
-        headers = (
-            *source.headers,
-            ("modelless-code", bury.code.encode()),
-            ("modelless-reason", bury.reason.encode()),
-            ("modelless-query", str(source.record).encode()),
-            ("modelless-attempts", str(bury.entry.attempts).encode()),
-        )
-        self._outbox.put(
-            Outgoing(
-                topic=self._topics.dead_letter,
-                partition=None,
-                partition_key=str(source.record).encode(),
-                key=source.key,
-                value=source.value or b"",
-                headers=headers,
-                done=functools.partial(self._buried, bury),
-                must=True,
-            )
-        )
+        self._outbox.put(dead_letter(self._topics.dead_letter, bury, functools.partial(self._buried, bury)))
 
     def _buried(self, bury: Bury, _: str | None) -> None:
         _log.warning("dead letter", query=str(bury.entry.record), code=bury.code, reason=bury.reason)

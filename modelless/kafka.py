@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.helpers import create_ssl_context
 
@@ -90,6 +91,15 @@ def make_admin(config: Config, **overrides: Any) -> AIOKafkaAdminClient:
     return AIOKafkaAdminClient(**_connection(config), **settings | overrides)
 
 
+def make_client(config: Config) -> AIOKafkaClient:
+    """The connection under the other three, for single requests; ``bootstrap()`` starts it, ``close()`` ends it.
+
+    Raises:
+        ConfigurationError: a password or certificate file cannot be read.
+    """
+    return AIOKafkaClient(**_connection(config), request_timeout_ms=REQUEST_TIMEOUT_MS)
+
+
 async def stop_within(client: Stoppable, timeout_s: float = STOP_TIMEOUT_S) -> bool:
     """Stop a consumer or producer; False when it did not stop in time.
 
@@ -100,6 +110,13 @@ async def stop_within(client: Stoppable, timeout_s: float = STOP_TIMEOUT_S) -> b
             await client.stop()
             return True
     return False
+
+
+def raise_if_cancelled(error: BaseException) -> None:
+    """Raise ``error`` when it is our own cancellation: aiokafka's clients let those of their inner tasks escape."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+        raise error
 
 
 def report_failure(task: asyncio.Task[None], ready: asyncio.Future[None]) -> None:

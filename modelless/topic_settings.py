@@ -31,6 +31,8 @@ OUTAGE_MS_MAX = DAY_MS
 """The longest outage of the whole system that queries must outlive in their topic."""
 RECORD_OVERHEAD_BYTES = 64 * 1024
 """What keys, headers and a batch's frame may add to the largest value."""
+DEAD_LETTER_OVERHEAD_BYTES = 2 * RECORD_OVERHEAD_BYTES
+"""On top of that: a whole record, or a whole batch that cannot be read, and the headers that say why."""
 ADMIN_TIMEOUT_S = 30.0
 CREATE_HINT = "run `modelless check --create`"
 
@@ -64,7 +66,8 @@ def settings(config: Config) -> dict[str, TopicSetting]:
 
 def setting_of(config: Config, kind: Kind) -> TopicSetting:
     kafka = config.kafka
-    values = _VALUES[kind] | {"max.message.bytes": str(kafka.request_bytes_max + RECORD_OVERHEAD_BYTES)}
+    overhead_bytes = DEAD_LETTER_OVERHEAD_BYTES if kind == "dead-letter" else RECORD_OVERHEAD_BYTES
+    values = _VALUES[kind] | {"max.message.bytes": str(kafka.request_bytes_max + overhead_bytes)}
     if kafka.replication_factor > 2:
         values["min.insync.replicas"] = "2"
     return TopicSetting(kind, kafka.partitions if kind in _MANY else 1, kafka.replication_factor, values)
