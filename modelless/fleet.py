@@ -25,7 +25,7 @@ from modelless.clock import KafkaClock
 from modelless.codec import decode_record, encode_record
 from modelless.config import Config
 from modelless.errors import DecodeError, UnavailableError
-from modelless.kafka import make_producer, report_failure, stop_within
+from modelless.kafka import make_producer, raise_if_cancelled, report_failure, stop_within
 from modelless.messages import Member
 from modelless.tables import Follower
 from modelless.topics import Topics
@@ -214,7 +214,8 @@ class Announcer:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await producer.start()
                 await self._announce_with(producer)
-            except (KafkaError, OSError, TimeoutError) as error:
+            except (KafkaError, OSError, TimeoutError, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 self._failure = error
                 _log.warning("announcing was interrupted", error=repr(error))
                 await asyncio.sleep(RETRY_S)

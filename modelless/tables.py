@@ -22,10 +22,11 @@ from aiokafka.structs import ConsumerRecord
 
 from modelless.config import Config
 from modelless.errors import UnavailableError
-from modelless.kafka import make_consumer, report_failure, stop_within
+from modelless.kafka import make_consumer, raise_if_cancelled, report_failure, stop_within
 
 START_TIMEOUT_S = 30.0
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 10.0
 RETRY_S = 0.5
 POLL_MS = 250
@@ -107,7 +108,8 @@ class Follower:
         while True:
             try:
                 await self._session()
-            except (KafkaError, OSError, TimeoutError, _StalledError) as error:
+            except (KafkaError, OSError, TimeoutError, _StalledError, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 self._failure = error
                 _log.warning("reading a table was interrupted", topics=self._topics, error=repr(error))
             self._quiet_s = 0.0
@@ -132,7 +134,7 @@ class Follower:
                     await self._check(consumer, elapsed_s)
                     checked_s += elapsed_s
         finally:
-            await stop_within(consumer)
+            await stop_within(consumer, STOP_TIMEOUT_S)
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:
         """Every partition to where it was left, to ``since_ms``, or to its beginning."""
