@@ -20,7 +20,6 @@ from broker.ledger import Address, Entry, Source
 from broker.ledger import Headers as RecordHeaders
 from modelless.codec import decode_query, salvage
 from modelless.errors import DecodeError, ModellessError
-from modelless.frames import Form
 from modelless.headers import HEADERS_MAX, NO_HEADERS, Headers, read_headers
 from modelless.messages import Query
 from modelless.tensors import rows
