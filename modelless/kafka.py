@@ -12,9 +12,8 @@ None of them is started. Why the values are what they are:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from typing import Any, Protocol
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -28,10 +27,6 @@ from modelless.errors import ConfigurationError
 REQUEST_TIMEOUT_MS = 30_000
 """Longest life of one request, and of a record in a producer before its send fails."""
 STOP_TIMEOUT_S = 5.0
-
-
-class Stoppable(Protocol):
-    async def stop(self) -> None: ...
 
 
 def make_consumer(config: Config, *topics: str, group_id: str | None = None, **overrides: Any) -> AIOKafkaConsumer:
@@ -100,16 +95,34 @@ def make_client(config: Config) -> AIOKafkaClient:
     return AIOKafkaClient(**_connection(config), request_timeout_ms=REQUEST_TIMEOUT_MS)
 
 
-async def stop_within(client: Stoppable, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Stop a consumer or producer; False when it did not stop in time.
+async def stop_within(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+    """Stop a consumer or producer; False when it did not stop in time, and was abandoned: what it held is not sent.
 
-    ``stop()`` never returns while Kafka is down (aiokafka #1101, #1013).
+    ``stop()`` never returns while Kafka is down, or raises the CancelledError of an inner task (aiokafka #1101, #1013).
     """
-    with contextlib.suppress(TimeoutError):
+    stopped = False
+    try:
         async with asyncio.timeout(timeout_s):
             await client.stop()
-            return True
-    return False
+            stopped = True
+    except (TimeoutError, asyncio.CancelledError) as error:
+        raise_if_cancelled(error)
+    finally:
+        if not stopped:
+            await _abandon(client)
+    return stopped
+
+
+async def _abandon(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """End the tasks and connections that an interrupted ``stop()`` leaves behind: they would try for ever."""
+    producer = isinstance(client, AIOKafkaProducer)
+    sending = client._sender.sender_task if producer and client._sender is not None else None
+    if sending is not None:
+        sending.cancel()
+    connections = client.client if producer else client._client
+    closing = asyncio.create_task(connections.close())
+    await asyncio.wait([task for task in (sending, closing) if task is not None], timeout=1.0)
+    closing.cancel()
 
 
 def raise_if_cancelled(error: BaseException) -> None:
