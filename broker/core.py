@@ -187,6 +187,7 @@ class Core:
         if workers.get(worker.incarnation) is worker:
             del workers[worker.incarnation]
         self._ready.clear()
+        self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
             self.statistics.lost_workers += 1
         for sent in worker.sent.values():

@@ -20,8 +20,6 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections import deque
-from itertools import chain
 
 METADATA_CHARACTERS_MAX = 4096
 _BITMAP_BYTES_MAX = 1 << 20
@@ -37,11 +35,10 @@ class PartitionOffsets:
 
     def __init__(self, base: int, metadata: str = "") -> None:
         """Start from what the previous owner committed; unreadable metadata counts as none."""
-        self._read: deque[int] = deque()
-        self._finished: set[int] = set()
+        self._unfinished: dict[int, None] = {}
         self._position = base
-        self._finished_before = {base + bit for bit in _set_bits(_unpack(metadata))}
-        self._unfinished = 0
+        self._start = base
+        self._before = _unpack(metadata)
 
     @property
     def position(self) -> int:
@@ -50,59 +47,53 @@ class PartitionOffsets:
     @property
     def unfinished(self) -> int:
         """How many accepted offsets have not finished."""
-        return self._unfinished
+        return len(self._unfinished)
 
     @property
     def base(self) -> int:
         """The lowest unfinished offset, which is what may be committed."""
-        while self._read and self._read[0] in self._finished:
-            self._finished.remove(self._read.popleft())
-        return self._read[0] if self._read else self._position
+        return next(iter(self._unfinished), self._position)
 
     def arrived(self, offset: int) -> bool:
         """A record was read. False when it needs no work: an earlier owner finished it, or it was read before."""
         if offset < self._position:
             return False
         self._position = offset + 1
-        if offset in self._finished_before:
-            self._finished_before.remove(offset)
+        if self._before and self._finished_before(offset - self._start):
             return False
-        self._read.append(offset)
-        self._unfinished += 1
+        self._unfinished[offset] = None
         return True
 
     def passed(self, position: int) -> None:
         """The reader stands at ``position`` now: offsets before it that never arrived are gaps."""
-        if position > self._position:
-            self._position = position
-            if self._finished_before:
-                self._finished_before = {offset for offset in self._finished_before if offset >= position}
+        self._position = max(position, self._position)
 
     def finished(self, offset: int) -> None:
         """An accepted offset has its terminal outcome."""
-        assert offset not in self._finished, f"offset {offset} finished twice"
-        self._finished.add(offset)
-        self._unfinished -= 1
+        assert offset in self._unfinished, f"offset {offset} was not accepted, or finished twice"
+        del self._unfinished[offset]
 
     def commit(self) -> tuple[int, str]:
         """(offset, metadata) to commit now."""
         base = self.base
-        bits = self._position - base
-        if not bits and not self._finished_before:
+        if base == self._position and not self._before:
             return base, ""
         return base, _pack(self._bitmap(base))
 
+    def _finished_before(self, bit: int) -> bool:
+        if bit >= 8 * len(self._before):
+            self._before = b""  # everything that it speaks of has been read
+            return False
+        return bool(self._before[bit >> 3] >> (bit & 7) & 1)
+
     def _bitmap(self, base: int) -> bytes:
-        """Bits of [base, end): set unless the offset was accepted and is unfinished."""
-        end = max(self._position, 1 + max(self._finished_before, default=-1))
-        if end - base > _BITMAP_BYTES_MAX * 8:
+        """Below the position all bits but the unfinished ones; from there on those that were finished before."""
+        read = self._position - base
+        if read > 8 * _BITMAP_BYTES_MAX:
             return b""
-        bits = bytearray(b"\xff" * ((end - base) // 8 + 1))
-        read_before = (offset for offset in self._read if offset not in self._finished)
-        unread = (
-            offset for offset in range(self._position, base + 8 * len(bits)) if offset not in self._finished_before
-        )
-        for offset in chain(read_before, unread):
+        everything = (1 << read) - 1 | int.from_bytes(self._before, "little") >> base - self._start
+        bits = bytearray(everything.to_bytes((everything.bit_length() + 7) >> 3, "little"))
+        for offset in self._unfinished:
             bits[(offset - base) >> 3] &= ~(1 << ((offset - base) & 7))
         return bytes(bits)
 
@@ -125,7 +116,3 @@ def _unpack(metadata: str) -> bytes:
     except (binascii.Error, ValueError, zlib.error):
         return b""
     return bitmap if inflate.eof and not inflate.unused_data else b""
-
-
-def _set_bits(bitmap: bytes) -> list[int]:
-    return [8 * index + bit for index, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1]

@@ -266,6 +266,18 @@ def test_cancel_what_was_sent_asks_the_worker() -> None:
     assert bench.poll() == [CancelSent(worker, frames.CancelItems(1, (admitted.record,)))]
 
 
+def test_nothing_is_said_to_a_worker_that_is_gone() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    bench.admit(id="a")
+    bench.poll()
+    bench.core.cancel(Cancel(id="a"))
+    bench.core.lost(worker, 1)
+    instructions = bench.poll(1)
+    assert replies(instructions) == [("a", "CANCELLED")]
+    assert len(instructions) == 1
+
+
 @pytest.mark.parametrize("how", ["returned", "lost"])
 def test_what_was_cancelled_while_it_was_sent_is_not_sent_again(how: str) -> None:
     bench = one()
