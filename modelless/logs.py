@@ -1,6 +1,7 @@
 """Structured logs on stderr: for people on a terminal, one JSON object per line elsewhere.
 
-Lines of other libraries (aiokafka, say) pass through the same renderer, from WARNING up.
+Lines of other libraries (aiokafka, say) pass through the same renderer, from WARNING up, and what repeats itself
+(aiokafka writes a hundred lines a second while Kafka is away) once per ``REPEAT_S``, with how often.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from modelless.config import LogConfig
 
 _SECRET_PARTS = ("password", "secret", "token", "credential", "private_key")
 REDACTED = "[redacted]"
+REPEAT_S = 10.0
+_REPEATERS_MAX = 1000
 
 
 def configure(
@@ -77,6 +80,28 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return event
 
 
+class Squelch(logging.Filter):
+    """Lets one line of a kind (logger, message template) pass per ``REPEAT_S``, by the records' own time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = (record.name, str(record.msg))
+        passed_s, held_back = self._passed.get(kind, (-REPEAT_S, 0))
+        if record.created - passed_s < REPEAT_S:
+            self._passed[kind] = (passed_s, held_back + 1)
+            return False
+        if len(self._passed) >= _REPEATERS_MAX:
+            self._passed.clear()
+        self._passed[kind] = (record.created, 0)
+        if held_back:
+            record.msg = f"{record.getMessage()} (and {held_back} more since)"
+            record.args = ()
+        return True
+
+
 def _adopt_foreign(stream: TextIO, level: int, shared: list[Processor], render: list[Processor]) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -85,6 +110,7 @@ def _adopt_foreign(stream: TextIO, level: int, shared: list[Processor], render: 
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
+    handler.addFilter(Squelch())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -139,7 +139,7 @@ class KafkaPart:
     async def ended(self) -> str:
         while not await asyncio.to_thread(self._node.wait, 1.0):
             pass
-        return f"its log ends with: {self._node.log_tail()[-500:]}"
+        return f"see {self._node.data / 'kafka.log'}"
 
     def ask_to_leave(self) -> None:
         self._signal(signal.SIGTERM)

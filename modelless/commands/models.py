@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from modelless.catalog import Catalog
     from modelless.config import Config
     from modelless.messages import Profile
@@ -111,32 +113,46 @@ def _plain(catalog: Catalog) -> list[dict[str, Any]]:
 
 def _print(catalog: Catalog) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
-    for heading in ("task", "variant", "group", "state"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("accuracy", "load ms", "MB", "lat(1) ms", "lat(b) ms", "b", "rows/s", "$ per 1,000"):
-        table.add_column(heading, justify="right")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("task", "variant", "group"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("accuracy", "on rows", "load ms", "MB", "lat(1) ms", "lat(b) ms", "b", "rows/s", "$ per 1,000"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    notes = []
     for model in catalog.models():
         profiles = catalog.profiles(model)
         if not profiles:
-            table.add_row(model.task, f"{model.key}/", "", "not measured yet")
+            notes.append(f"{model.key} of task {model.task}: not measured yet")
         for profile in profiles:
             table.add_row(model.task, profile.variant, profile.group, *_cells(profile))
-    Console().print(table if table.row_count else "no model is registered: `modelless register model.toml`")
+            if profile.status == "failed":
+                notes.append(f"{profile.variant} on {profile.group} failed: {profile.reason or 'it did not say why'}")
+    console = wide_console()
+    if table.row_count:
+        console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+    if not catalog.models():
+        console.print("no model is registered: `modelless register model.toml`")
+
+
+def wide_console() -> Console:
+    """A terminal's own width; elsewhere (a pipe, a file) as wide as a table needs."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def _cells(profile: Profile) -> list[str]:
     best = best_batch(profile)
     if profile.status == "failed" or best is None:
-        return [f"failed: {profile.reason or 'nothing was measured'}"]
-    accuracy = "" if profile.accuracy is None else f"{profile.accuracy:.4f}"
-    rows = f" ({profile.accuracy_rows})" if profile.accuracy_rows else " (declared)"
+        return ["failed"]
     return [
-        profile.status,
-        accuracy + rows if accuracy else "",
+        "" if profile.accuracy is None else f"{profile.accuracy:.4f}",
+        f"{profile.accuracy_rows:,}" if profile.accuracy_rows else "declared",
         f"{profile.load_ms:,.0f}",
         f"{profile.memory_bytes / 2**20:,.0f}",
         f"{profile.batches[0].p50_ms:.2f}",

@@ -43,9 +43,9 @@ def register(app: typer.Typer) -> None:
 
 
 async def _show(config: Config, *, watch: bool, as_json: bool) -> int:
-    from rich.console import Console
     from rich.live import Live
 
+    from modelless.commands.models import wide_console
     from modelless.overview import observing
 
     async with observing(config) as observer:
@@ -55,7 +55,7 @@ async def _show(config: Config, *, watch: bool, as_json: bool) -> int:
 
             typer.echo(json.dumps(_plain(overview), indent=2))
         elif not watch:
-            Console().print(_render(overview))
+            wide_console().print(_render(overview))
         else:
             with Live(_render(overview), auto_refresh=False, screen=True) as live:
                 while True:

@@ -62,6 +62,20 @@ def test_secrets_are_redacted(format: str) -> None:
     assert "hunter2" not in stream.getvalue()
 
 
+def test_libraries_that_repeat_themselves_are_squelched() -> None:
+    squelch = logs.Squelch()
+
+    def say(at_s: float, node: int) -> str | None:
+        record = logging.LogRecord("aiokafka", logging.ERROR, "", 0, "node %s is gone", (node,), None)
+        record.created = at_s
+        return record.getMessage() if squelch.filter(record) else None
+
+    assert say(100.0, 1) == "node 1 is gone"
+    assert [say(100.0 + n, 1) for n in range(1, 10)] == [None] * 9
+    assert say(110.0, 2) == "node 2 is gone (and 9 more since)"
+    assert say(120.0, 2) == "node 2 is gone"
+
+
 def test_exceptions_become_text() -> None:
     stream = io.StringIO()
     log = logs.configure(LogConfig(), "up", stream=stream)
