@@ -60,6 +60,8 @@ def _train(options: Options, console: Console) -> Family:
             if name not in bars:
                 bars[name] = progress.add_task(f"training {name}", total=1.0)
             progress.update(bars[name], completed=share)  # type: ignore[arg-type]
+            if share == 1 and not console.is_terminal:
+                console.print(f"trained {name} after {time.monotonic() - started_s:.0f} s")
 
         family = prepare(options.folder, show_share)
     took = "trained before, reused" if family.is_reused else f"trained in {time.monotonic() - started_s:.0f} s"
