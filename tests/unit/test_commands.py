@@ -1,0 +1,131 @@
+"""What the commands say, without a cluster: warnings, the best batch, inputs, errors and help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from modelless.commands.models import best_batch
+from modelless.commands.query import _array, _read_input
+from modelless.config import Config, GroupConfig
+from modelless.errors import InvalidArgumentError
+from modelless.messages import BatchTime, Evaluation, Member, ModelVersion, Profile
+from modelless.overview import warnings
+from modelless.registration import progress
+
+MODEL = ModelVersion("m", 1, "t", "onnx", "file:///m.onnx", "0" * 64, 1, (), (), Evaluation(0.9), "digest")
+READY = Profile("m:1/onnx-fp32", "cpu", "ready", "digest", batches=(BatchTime(1, 1.0, 2.0),))
+FAILED = Profile("m:1/onnx-fp32", "cpu", "failed", "digest", reason="needs 3 GB")
+BROKER = Member("broker", "broker-0", "1", "ready")
+
+
+def worker(group: str = "cpu", *variants: str, **errors: str) -> Member:
+    return Member("worker", f"{group}-0", "1", "ready", group=group, variants=variants, errors=errors)
+
+
+def test_best_batch_has_the_highest_throughput() -> None:
+    batches = (BatchTime(1, 1.0, 1.0), BatchTime(8, 4.0, 5.0), BatchTime(16, 16.0, 20.0))
+    best = best_batch(Profile("v", "g", "ready", "d", batches=batches, price_per_hour=3.6))
+
+    assert best is not None
+    assert (best.batch_size, best.p50_ms, best.rows_per_second) == (8, 4.0, 2000.0)
+    assert best.cost == pytest.approx(3.6 / 3600 * 0.5)  # 1,000 rows take half a second
+    assert best_batch(FAILED) is None
+
+
+@pytest.mark.parametrize(
+    ("members", "profiles", "expected"),
+    [
+        ((), (), ["no broker is alive, 7 queries wait", "no worker is alive"]),
+        ((BROKER, worker()), (), ["m:1 is not served: it was not measured yet"]),
+        ((BROKER, worker()), (FAILED,), ["failed on group cpu: needs 3 GB", "m:1 is not served: it failed everywhere"]),
+        ((BROKER, worker("cpu", "m:1/onnx-fp32")), (READY,), []),
+        ((BROKER, worker("cpu", "m:1/onnx-fp32", gpu="out of memory")), (READY,), ["cpu-0: gpu: out of memory"]),
+    ],
+)
+def test_warnings(members: tuple[Member, ...], profiles: tuple[Profile, ...], expected: list[str]) -> None:
+    found = warnings(members, (MODEL,), profiles, {"modelless.queries": 7})
+    assert len(found) == len(expected)
+    for words, part in zip(found, expected, strict=True):
+        assert part in words
+
+
+class OneModel:
+    """A catalog of MODEL with the given profiles."""
+
+    def __init__(self, *profiles: Profile) -> None:
+        self._profiles = list(profiles)
+
+    def profiles(self, model: ModelVersion) -> list[Profile]:
+        return self._profiles
+
+
+def test_progress_of_groups() -> None:
+    config = Config(groups=(GroupConfig(name="cpu"), GroupConfig(name="emu", device="emulated")))
+
+    def states(*workers: Member, profiles: tuple[Profile, ...] = ()) -> list[tuple[str, str, str | None]]:
+        groups = progress(config, OneModel(*profiles), MODEL, workers)  # type: ignore[arg-type]
+        return [(group.group, group.state, group.reason) for group in groups]
+
+    assert states(worker("emu")) == []
+    assert states(worker("cpu"), worker("emu"), worker("new")) == [("cpu", "waiting", None), ("new", "waiting", None)]
+    complaining = Member("worker", "cpu-0", "1", "ready", group="cpu", errors={"m:1/onnx-fp32": "no such operator"})
+    assert states(complaining) == [("cpu", "waiting", "no such operator")]
+    assert states(worker("cpu"), profiles=(READY,)) == [("cpu", "loading", None)]
+    assert states(worker("cpu", "m:1/onnx-fp32"), profiles=(READY,)) == [("cpu", "ready", None)]
+    assert states(worker("cpu"), profiles=(FAILED,)) == [("cpu", "failed", "needs 3 GB")]
+
+
+def test_inputs_of_a_query(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 3), np.float32))
+    (tmp_path / "x.json").write_text("[[1, 2]]")
+
+    name, array = _read_input(f"x=@{tmp_path / 'x.npy'}")
+    assert (name, array.dtype, array.shape) == ("x", np.float32, (1, 3))
+    assert _read_input(f"x=@{tmp_path / 'x.json'}") == ("x", [[1, 2]])
+    assert _read_input("x=[[1, 2]]") == ("x", [[1, 2]])
+    assert _array("x", [[1, 2]], "FP32").dtype == np.float32
+    with pytest.raises(typer.BadParameter, match="name=@file"):
+        _read_input("x")
+    with pytest.raises(InvalidArgumentError, match="neither"):
+        _read_input("x=[1,")
+    with pytest.raises(InvalidArgumentError, match="cannot read"):
+        _read_input("x=@nowhere.npy")
+    with pytest.raises(InvalidArgumentError, match="not an array of FP32"):
+        _array("x", [["a"]], "FP32")
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object))
+    with pytest.raises(InvalidArgumentError, match="neither"):
+        _read_input(f"x=@{tmp_path / 'x.npy'}")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, modelless; light = set(sys.modules); import modelless.client; "
+        "import json; print(json.dumps([len(light & {'numpy', 'aiokafka'}), 'torch' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [0, False]
+
+
+@pytest.mark.parametrize("name", ["up", "register", "models", "query", "status"])
+def test_help_teaches(name: str) -> None:
+    from importlib import import_module
+
+    app = typer.Typer(rich_markup_mode="markdown")
+    app.callback()(lambda: None)
+    import_module(f"modelless.commands.{name}").register(app)
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Examples" in result.output
+    assert f"modelless {name}" in result.output
