@@ -51,7 +51,7 @@ def test_lately_is_bounded_in_time_and_names_each_record_once() -> None:
     lately = AnsweredLately(kept_ms=30_000)
     lately.add([RecordId("q", 0, 5), RecordId("q", 1, 5)], 0)
     lately.add([RecordId("q", 0, 5), RecordId("q", 0, 4)], 2_000)
-    assert dict((r[:2], r[2]) for r in lately.frame(2_000).records) == {("q", 0): (4, 5), ("q", 1): (5,)}
+    assert {r[:2]: r[2] for r in lately.frame(2_000).records} == {("q", 0): (4, 5), ("q", 1): (5,)}
     assert lately.frame(32_000).records == (("q", 0, (4, 5)),)
     assert lately.frame(60_000).records == ()
     assert len(lately) == 0
