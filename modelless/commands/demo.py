@@ -50,11 +50,13 @@ def demo(
     """
     from rich.console import Console
 
-    from modelless.config import load_config
+    from modelless.config import LogConfig, load_config
+    from modelless.logs import configure
 
     _require_extra()
     from modelless.demo.run import Options, run
 
+    configure(LogConfig(level="warning"), "demo")
     base = load_config(config) if config is not None else None
     if bootstrap_servers is not None:
         kafka = base.kafka.model_dump(exclude_unset=True) if base is not None else {}

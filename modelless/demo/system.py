@@ -16,15 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from modelless.clock import KafkaClock
 from modelless.config import Config, load_config
 from modelless.errors import UnavailableError
-from modelless.fleet import FleetView
 
 READY_TIMEOUT_S = 180.0
 """The first start fetches the embedded Kafka, and workers import torch."""
 STOP_TIMEOUT_S = 60.0
-_RETRY_S = 0.5
 _LOG_LINES_SHOWN = 25
 _PR_SET_PDEATHSIG = 1
 
@@ -77,8 +74,8 @@ class System:
             self._process = subprocess.Popen(  # noqa: ASYNC220
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE,
+                stderr=log,
                 start_new_session=True,  # Ctrl-C is ours to pass on, once
                 preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
             )
@@ -122,33 +119,15 @@ class System:
             raise UnavailableError(self._complaint(f"ended with status {self._process.returncode}"))
 
     async def _ready(self) -> None:
-        """Kafka first comes up, then its topics, then who announces itself there."""
-        workers = sum(group.workers for group in self.config.groups)
-        while True:
+        """It says so in a line on stdout; an empty line is its end."""
+        assert self._process is not None and self._process.stdout is not None
+        if not await asyncio.to_thread(self._process.stdout.readline):
+            await asyncio.to_thread(self._process.wait)
             self.check()
-            view = FleetView(self.config, KafkaClock())
-            try:
-                await view.start(timeout_s=5)
-                while not _is_complete(view, self.config.broker.brokers, workers):
-                    self.check()
-                    await asyncio.sleep(_RETRY_S)
-                return
-            except UnavailableError:
-                self.check()
-                await asyncio.sleep(_RETRY_S)
-            finally:
-                await view.stop()
 
     def _complaint(self, what: str) -> str:
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:])
         return f"`modelless up` {what}; the end of {self.log}:\n{tail}"
-
-
-def _is_complete(view: FleetView, brokers: int, workers: int) -> bool:
-    def ready(members: tuple[Any, ...]) -> int:
-        return sum(member.state == "ready" for member in members)
-
-    return ready(view.brokers()) >= brokers and ready(view.workers()) >= workers
 
 
 def _free_port() -> int:
