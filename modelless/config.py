@@ -75,7 +75,7 @@ class BrokerConfig(_Section):
 
 class WorkerConfig(_Section):
     drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for what runs and is queued.")
-    lead_ms: float = Field(4.0, gt=0, description="Work kept waiting at the device so that it never idles.")
+    lead_ms: float = Field(1.0, gt=0, description="Work kept waiting at the device so that it never idles.")
     hang_s: float = Field(
         20, gt=0, description="A batch that runs longer than this and 20 times its profile: the child is killed."
     )

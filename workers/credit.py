@@ -1,8 +1,8 @@
 """Credit: how much predicted work each broker may have outstanding at this worker. Pure.
 
-One **cap** for the device: just enough that it never waits. A batch counts from the moment when its broker sends it
-until the broker learns that its replies are in Kafka, so the cap covers the batch that runs, ``lead_ms`` behind it, and
-what sits between the device and the acknowledgement.
+One **cap** for the device: just enough that it never waits, the batch that runs and ``lead_ms`` behind it. More would
+only make small batches of what could still become large ones. A broker counts a batch until its replies are in Kafka,
+so what has left the device and waits for that is added to the window of the broker that sent it.
 
 The cap is divided by **urgency**: a broker's queued milliseconds over the slack to its earliest deadline. Every
 broker keeps a floor, so that one that announces nothing yet can start at once.
@@ -22,28 +22,22 @@ FLOOR_SHARE = 0.1
 SLACK_MS_MIN = 1.0
 SLACK_MS_DEFAULT = 30_000.0
 """Slack of work without a deadline."""
-SETTLE_MS_MAX = 50.0
 
 
 class Cap:
-    """Follows what the device needs in flight: the largest batches of late, and the time to their acknowledgement."""
+    """Follows what the device needs in flight: the largest batches of late, and the lead."""
 
     def __init__(self, lead_ms: float) -> None:
         self._lead_ms = lead_ms
         self._cost_ms = 0.0
-        self._settle_ms = 2.0
 
     def observe_cost(self, cost_ms: float) -> None:
         """A batch arrived; large ones count at once, and are forgotten slowly."""
         self._cost_ms = max(cost_ms, 0.95 * self._cost_ms + 0.05 * cost_ms)
 
-    def observe_settle(self, settle_ms: float) -> None:
-        """A batch was settled this long after it left the device."""
-        self._settle_ms += 0.1 * (min(settle_ms, SETTLE_MS_MAX) - self._settle_ms)
-
     @property
     def cap_ms(self) -> float:
-        return self._cost_ms + self._lead_ms + self._settle_ms
+        return self._cost_ms + self._lead_ms
 
 
 def divide(cap_ms: float, demands: Mapping[Link, Demand | None], now_ms: float) -> dict[Link, float]:

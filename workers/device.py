@@ -177,7 +177,7 @@ class Device:
     def _start(self, run: Run) -> None:
         executor = self.executors.quarantined if run.quarantined else self.executors.serving
         if executor is None or not executor.alive:
-            self.queue.interrupted(self._clock.now_ms())
+            self.queue.interrupted()
             return
         started_s = time.monotonic()
         self._metrics.queue_seconds.observe(
@@ -200,23 +200,22 @@ class Device:
         if future.cancelled():
             return
         execute_ms = (time.monotonic() - started_s) * 1000
-        now_ms = self._clock.now_ms()
         error = future.exception()
         self._metrics.execute_seconds.observe(execute_ms / 1000)
         self._metrics.busy_seconds.inc(execute_ms / 1000)
         self.busy_s += execute_ms / 1000
         if error is None:
-            self.queue.ran(execute_ms, now_ms)
+            self.queue.ran(execute_ms)
             self.kick()  # the device first, then the replies of what it did
             self._publish(run, future.result(), execute_ms)
             return
         if isinstance(error, ExecutorDiedError):
             _log.error("an executor died", variant=run.batch.variant, items=len(run.indices))
             self._metrics.deaths.inc()
-            self.queue.crashed(execute_ms, now_ms)
+            self.queue.crashed(execute_ms)
         elif isinstance(error, ExecutionError):
             _log.warning("a model raised an error", variant=run.batch.variant, items=len(run.indices), error=str(error))
-            self.queue.failed(execute_ms, now_ms)
+            self.queue.failed(execute_ms)
         else:
             raise error
         self.kick()
@@ -233,7 +232,7 @@ class Device:
         for outcome in outcomes:
             self._metrics.queries.labels(outcome.status, outcome.disposition).inc()
         self.answered.add((o.record for o in outcomes if o.disposition == "answered"), now_ms)
-        self.queue.settled(link, batch, outcomes, now_ms)
+        self.queue.settled(link, batch, outcomes)
         self.kick_soon()
 
     # --- what executors and Kafka do ----------------------------------------------------------------------------------

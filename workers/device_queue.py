@@ -99,7 +99,6 @@ class _Held:
     started: bool = False
     execute_ms: float = 0.0
     rows_run: int = 0
-    left_device_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -214,36 +213,34 @@ class DeviceQueue:
         for piece in pieces:
             self._give_back(piece.held, piece.indices, "draining")
 
-    def ran(self, execute_ms: float, now_ms: float) -> None:
+    def ran(self, execute_ms: float) -> None:
         """The run ended well; the shell publishes its replies."""
-        piece = self._stop(execute_ms, now_ms)
+        piece = self._stop(execute_ms)
         piece.held.rows_run += sum(piece.held.batch.items[i].rows for i in piece.indices)
 
-    def failed(self, execute_ms: float, now_ms: float) -> None:
+    def failed(self, execute_ms: float) -> None:
         """The model raised an error."""
-        self._ended_badly(self._stop(execute_ms, now_ms), crashed=False)
+        self._ended_badly(self._stop(execute_ms), crashed=False)
 
-    def crashed(self, execute_ms: float, now_ms: float) -> None:
+    def crashed(self, execute_ms: float) -> None:
         """The executor died or hung."""
-        piece = self._stop(execute_ms, now_ms)
+        piece = self._stop(execute_ms)
         if piece.quarantined:
             self._quarantine_up = False
         else:
             self._device_up = False
         self._ended_badly(piece, crashed=True)
 
-    def interrupted(self, now_ms: float) -> None:
+    def interrupted(self) -> None:
         """The run never began (its executor was gone already): it waits again."""
-        piece = self._stop(0.0, now_ms)
+        piece = self._stop(0.0)
         if self._is_held(piece.held):
             self._pieces.append(piece)
 
-    def settled(self, link: int, batch: int, outcomes: Sequence[ItemOutcome], now_ms: float) -> None:
+    def settled(self, link: int, batch: int, outcomes: Sequence[ItemOutcome]) -> None:
         """Kafka acknowledged (or finally refused) the replies of these items: tell the broker."""
         held = self._held.get((link, batch))
         if held is not None:
-            if held.left_device_ms is not None:
-                self._cap.observe_settle(now_ms - held.left_device_ms)
             self._settle(held, tuple(outcomes))
 
     # --- what follows ---------------------------------------------------------------------------------------------
@@ -338,11 +335,10 @@ class DeviceQueue:
             held.started = True
             self._out.append(Tell(held.link, Started(held.batch.batch)))
 
-    def _stop(self, execute_ms: float, now_ms: float) -> _Piece:
+    def _stop(self, execute_ms: float) -> _Piece:
         piece, self._running = self._running, None
         assert piece is not None, "nothing was running"
         piece.held.execute_ms += execute_ms
-        piece.held.left_device_ms = now_ms
         return piece
 
     def _ended_badly(self, piece: _Piece, *, crashed: bool) -> None:
@@ -386,11 +382,24 @@ class DeviceQueue:
         """Announce windows that changed noticeably."""
         cap_ms = 0.0 if self._paused or self._draining else self._cap.cap_ms
         demands = {number: link.demand for number, link in self._links.items()}
-        for number, window_ms in divide(cap_ms, demands, now_ms).items():
+        publishing_ms = self._publishing_ms()
+        for number, share_ms in divide(cap_ms, demands, now_ms).items():
             link = self._links[number]
+            window_ms = share_ms + publishing_ms.get(number, 0.0) if cap_ms else 0.0
             if abs(window_ms - link.window_ms) > CREDIT_CHANGE_MIN * link.window_ms:
                 link.window_ms = window_ms
                 self._out.append(Tell(number, Credit(window_ms)))
+
+    def _publishing_ms(self) -> dict[int, float]:
+        """By link, what has left the device and is not settled."""
+        on_device = {id(piece.held) for piece in self._pieces}
+        if self._running is not None:
+            on_device.add(id(self._running.held))
+        publishing_ms: dict[int, float] = {}
+        for held in self._held.values():
+            if id(held) not in on_device:
+                publishing_ms[held.link] = publishing_ms.get(held.link, 0.0) + held.batch.cost_ms
+        return publishing_ms
 
 
 def _deadline_ms(batch: Batch, indices: Iterable[int]) -> float:

@@ -41,7 +41,7 @@ def offsets(run: Run | Answer) -> list[int]:
 
 def settle(queue: DeviceQueue, done: Run | Answer, now_ms: float) -> None:
     status = done.status if isinstance(done, Answer) else "OK"
-    queue.settled(done.link, done.batch.batch, [ItemOutcome(i.record, "answered", status) for i in done.items], now_ms)
+    queue.settled(done.link, done.batch.batch, [ItemOutcome(i.record, "answered", status) for i in done.items])
 
 
 def test_the_earliest_deadline_runs_first_and_one_at_a_time() -> None:
@@ -54,7 +54,7 @@ def test_the_earliest_deadline_runs_first_and_one_at_a_time() -> None:
         (run,) = runs(queue.poll(now_ms))
         assert runs(queue.poll(now_ms)) == []
         order += offsets(run)
-        queue.ran(1.0, now_ms)
+        queue.ran(1.0)
     assert order == [3, 2, 1]
 
 
@@ -64,7 +64,7 @@ def test_a_batch_is_announced_as_started_and_settled_once() -> None:
     out = queue.poll(0)
     (run,) = runs(out)
     assert Tell(1, Started(7)) in out
-    queue.ran(3.0, 3)
+    queue.ran(3.0)
     settle(queue, run, 4)
     (outcome,) = outcomes(queue.poll(4))
     assert (outcome.batch, outcome.final, outcome.execute_ms, outcome.rows, len(outcome.items)) == (7, True, 3.0, 2, 2)
@@ -81,7 +81,7 @@ def test_expired_items_are_answered_while_another_batch_runs_and_their_mates_sti
     assert (offsets(answer), answer.status) == ([2], "DEADLINE_EXCEEDED")
     settle(queue, answer, 51)
     assert [o.final for o in outcomes(queue.poll(51))] == [False]
-    queue.ran(60, 60)
+    queue.ran(60)
     (run,) = runs(queue.poll(60))
     assert offsets(run) == [3]
     assert run.inputs[0].shape == (1, 4)
@@ -106,7 +106,7 @@ def test_a_lost_link_drops_what_waits_and_finishes_what_runs() -> None:
     queue.push(1, batch(2, [item(2)]))
     queue.push(2, batch(1, [item(3)]))
     queue.link_lost(1)
-    queue.ran(1.0, 1)
+    queue.ran(1.0)
     (run,) = runs(queue.poll(1))
     assert offsets(run) == [3]
 
@@ -137,7 +137,7 @@ def test_draining_returns_the_queue_and_finishes_the_run() -> None:
     queue.drain()
     assert [o.items[0].disposition for o in outcomes(queue.poll(1))] == ["returned"]
     assert not queue.drained
-    queue.ran(2.0, 2)
+    queue.ran(2.0)
     assert not queue.drained
     settle(queue, run, 3)
     assert queue.drained
@@ -158,11 +158,11 @@ def test_one_poison_among_32_costs_at_most_6_deaths(poison: int) -> None:
         for run in runs(out):
             if poison in offsets(run):
                 deaths += 1
-                queue.crashed(1.0, now_ms)
+                queue.crashed(1.0)
                 queue.device(True)
                 queue.quarantine(True)
             else:
-                queue.ran(1.0, now_ms)
+                queue.ran(1.0)
                 answered.update(offsets(run))
                 settle(queue, run, now_ms)
     assert (deaths, poisoned, answered) == (6, {poison}, set(range(32)) - {poison})
@@ -172,13 +172,13 @@ def test_suspects_run_only_in_quarantine_and_do_not_hold_up_others() -> None:
     queue = make_queue()
     queue.push(1, batch(1, [item(1, 10_000.0), item(2, 10_000.0)]))
     queue.poll(0)
-    queue.crashed(1.0, 1)
+    queue.crashed(1.0)
     queue.device(True)
     queue.push(1, batch(2, [item(3)]))
     (run,) = runs(queue.poll(2))
     assert (offsets(run), run.quarantined) == ([3], False)
     assert queue.suspects() == (VARIANT,)
-    queue.ran(1.0, 3)
+    queue.ran(1.0)
     assert runs(queue.poll(3)) == []
     queue.quarantine(True)
     assert runs(queue.poll(4))[0].quarantined
@@ -188,12 +188,12 @@ def test_a_query_that_died_alone_once_is_not_blamed_before_quarantine() -> None:
     queue = make_queue()
     queue.push(1, batch(1, [item(1)]))
     queue.poll(0)
-    queue.crashed(1.0, 1)
+    queue.crashed(1.0)
     queue.quarantine(True)
     out = queue.poll(2)
     assert answers(out) == []
     assert runs(out)[0].quarantined
-    queue.ran(1.0, 3)
+    queue.ran(1.0)
 
 
 def test_an_error_of_the_model_is_bisected_without_quarantine() -> None:
@@ -207,9 +207,9 @@ def test_an_error_of_the_model_is_bisected_without_quarantine() -> None:
         for run in runs(out):
             assert not run.quarantined
             if 2 in offsets(run):
-                queue.failed(1.0, now_ms)
+                queue.failed(1.0)
             else:
-                queue.ran(1.0, now_ms)
+                queue.ran(1.0)
                 answered += offsets(run)
     assert sorted(answered) == [0, 1, 3]
 
@@ -277,12 +277,12 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
             run, running = running, None
             if bad & set(offsets(run)):
                 if dice.random() < 0.5:
-                    queue.crashed(1.0, now_ms)
+                    queue.crashed(1.0)
                     queue.device(True)
                 else:
-                    queue.failed(1.0, now_ms)
+                    queue.failed(1.0)
             else:
-                queue.ran(1.0, now_ms)
+                queue.ran(1.0)
                 unsettled.append(run)
         elif action < 0.8 and unsettled:
             settle(queue, unsettled.pop(dice.randrange(len(unsettled))), now_ms)
@@ -297,9 +297,9 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
         if running is not None:
             run, running = running, None
             if bad & set(offsets(run)):
-                queue.failed(1.0, now_ms)
+                queue.failed(1.0)
             else:
-                queue.ran(1.0, now_ms)
+                queue.ran(1.0)
                 unsettled.append(run)
         while unsettled:
             settle(queue, unsettled.pop(), now_ms)
