@@ -54,9 +54,7 @@ def number(
     def check(value: Any) -> float:
         if type(value) is int and -INTEGER_MAX <= value <= INTEGER_MAX:
             value = float(value)
-        if type(value) is not float or not (
-            above < value < below and at_least <= value <= at_most and -inf < value < inf
-        ):
+        if type(value) is not float or not (above < value < below and at_least <= value <= at_most):
             raise DecodeError(f"must be {wanted}, got {shown(value)}")
         return value
 

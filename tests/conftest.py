@@ -7,12 +7,16 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from modelless.config import Config, load_config
 from modelless.embedded import EmbeddedKafka
 from modelless.kafka import make_admin
 from modelless.topic_settings import create_missing
+
+hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("shared")
 
 
 def _free_port() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -207,3 +208,20 @@ def test_a_bad_vector_is_refused_for_its_reason(vector: Vector) -> None:
 
 def test_every_message_has_a_good_vector() -> None:
     assert {vector.message for vector in VECTORS if vector.reason is None} == set(MESSAGES)
+
+
+def test_the_examples_of_the_contract_page_are_messages() -> None:
+    page = (SCHEMAS.parent / "docs" / "contract.md").read_text()
+    query, ok, refused = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (shell,) = re.findall(r"^echo '(.*)'", page, re.MULTILINE)
+    for text in (query, shell):
+        assert decode_query(text.encode())[0].task == "digits"
+    assert decode_reply(ok.encode()).status == "OK"
+    assert decode_reply(refused.encode()).retry_after_ms == 120.0
+
+
+@pytest.mark.parametrize("cls", [Query, Reply])
+def test_the_contract_page_has_every_field(cls: type[Any]) -> None:
+    page = (SCHEMAS.parent / "docs" / "contract.md").read_text()
+    section = page.split(f"## {cls.__name__}\n")[1].split("\n## ")[0]
+    assert [f.name for f in dataclasses.fields(cls) if f"`{f.name}`" not in section] == []

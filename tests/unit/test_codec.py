@@ -257,6 +257,7 @@ def test_headers_win_over_the_body() -> None:
     query = decode(body, headers)
     assert (query.id, query.reply_topic, query.reply_partition) == ("h", "modelless.replies.h", 2)
     assert decode(without(BODY, "id"), headers).id == "h"
+    assert decode(body, Headers(reply_partition=0)).reply_partition == 0
 
 
 @pytest.mark.parametrize(("in_body", "expected"), [(None, 1000.0), (900, 900.0), (1100, 1000.0)])

@@ -91,6 +91,7 @@ BOMBS = {
     "a megabyte of empty maps in many arrays": _array(1024, _array(1024, b"\x80")),
     "a megabyte of empty arrays": _array(1 << 20, b"\x90"),
     "nested claims of as many as a query may hold": _array(1024, b"")[:5] * 1000 + b"\x01" * 4096,
+    "nested claims of more than a query may hold": _array(9000, b"")[:5] * 1000 + b"\x01" * 4096,
     "nested claims of as many as there are bytes": _array(1000, b"")[:5] * 200,
 }
 
