@@ -17,13 +17,14 @@ from broker.planner import PlannedWorker, Planner
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
 from modelless.config import Config
-from modelless.kafka import make_consumer, make_producer, stop_within
+from modelless.kafka import make_consumer, make_producer, raise_if_cancelled, stop_within
 from modelless.messages import ModelVersion, Plan, Profile
 from modelless.topics import Topics
 
 _log = structlog.get_logger(__name__)
 
-PLAN_INTERVAL_S = 0.5
+PLAN_INTERVAL_MS = 500
+RETRY_S = 1.0
 PLAN_KEY = b"plan"
 
 
@@ -47,13 +48,9 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._config, self._name, self._clock = config, name, clock
         self._models, self._profiles, self._workers, self._plan = models, profiles, workers, plan
         self._topics = Topics(config.kafka.topic_prefix)
-        self._leads = asyncio.Event()
+        self.leads = False
         self._written: Plan | None = None
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def leads(self) -> bool:
-        return self._leads.is_set()
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -64,13 +61,25 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        self._leads.clear()
+        self.leads = False
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        if list(assigned):
-            self._leads.set()
+        self.leads = bool(list(assigned))
 
     async def _run(self) -> None:
+        while True:
+            try:
+                await self._session()
+            except ProducerFenced:
+                _log.warning("another broker leads")
+            except (KafkaError, OSError, TimeoutError, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
+                _log.warning("planning failed, trying again", error=repr(error))
+            self.leads = False
+            await asyncio.sleep(RETRY_S)
+
+    async def _session(self) -> None:
+        """Stand for leadership with one client for as long as it works; plan while it is ours."""
         consumer = make_consumer(
             self._config,
             group_id=f"{self._topics.prefix}.leader",
@@ -78,35 +87,34 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             auto_offset_reset="latest",  # ownership is all that we want; what is in the topic others read
         )
         consumer.subscribe(topics=[self._topics.plan], listener=self)
+        producer: AIOKafkaProducer | None = None
+        planner = Planner()
         try:
             await consumer.start()
             while True:
-                await self._leads.wait()
-                try:
-                    await self._lead()
-                except ProducerFenced:
-                    _log.warning("another broker leads")
-                except (KafkaError, OSError, TimeoutError) as error:
-                    _log.warning("planning failed, trying again", error=repr(error))
-                await asyncio.sleep(PLAN_INTERVAL_S)
+                await consumer.getmany(timeout_ms=PLAN_INTERVAL_MS)  # a member that does not poll is thrown out
+                if not self.leads:
+                    if producer is not None:
+                        await stop_within(producer)
+                        producer = None
+                    continue
+                if producer is None:
+                    producer = await self._take_office()
+                    planner = Planner()
+                await self._write_next(planner, producer)
         finally:
             await stop_within(consumer)
+            if producer is not None:
+                await stop_within(producer)
 
-    async def _lead(self) -> None:
-        """Plan until leadership is lost."""
-        producer = make_producer(
-            self._config, transactional_id=f"{self._topics.prefix}.planner", enable_idempotence=True
-        )
+    async def _take_office(self) -> AIOKafkaProducer:
+        """A producer whose start fences whoever led before."""
+        transactional_id = f"{self._topics.prefix}.planner"
+        producer = make_producer(self._config, transactional_id=transactional_id, enable_idempotence=True)
         await producer.start()
-        _log.info("leading")
-        planner = Planner()
         self._written = None
-        try:
-            while self._leads.is_set():
-                await self._write_next(planner, producer)
-                await asyncio.sleep(PLAN_INTERVAL_S)
-        finally:
-            await stop_within(producer)
+        _log.info("leading")
+        return producer
 
     async def _write_next(self, planner: Planner, producer: AIOKafkaProducer) -> None:
         previous = self._latest()

@@ -24,7 +24,7 @@ from aiokafka.errors import (
 from aiokafka.partitioner import murmur2
 
 from modelless.config import Config
-from modelless.kafka import make_producer, stop_within
+from modelless.kafka import make_producer, raise_if_cancelled, stop_within
 from modelless.topic_settings import DEAD_LETTER_OVERHEAD_BYTES
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +114,8 @@ class Outbox:
                 partition=await self._partition(outgoing),
                 headers=list(outgoing.headers),
             )
-        except (KafkaError, AssertionError, TimeoutError) as error:
+        except (KafkaError, AssertionError, TimeoutError, asyncio.CancelledError) as error:
+            raise_if_cancelled(error)
             self._failed(outgoing, error)
             return
 
