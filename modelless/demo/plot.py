@@ -26,8 +26,8 @@ def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: flo
     figure, (arrivals, latencies, models, met) = pyplot.subplots(4, 1, figsize=(10, 12), sharex=True)
 
     names = [kind.name for kind in scenario.classes]
-    rates = [_per_bin([a for a in ours if a.kind == name], edges) / BIN_S for name in names]
-    arrivals.stackplot(edges[:-1], rates, labels=names, step="post")
+    rates = np.array([_per_bin([a for a in ours if a.kind == name], edges) for name in names]) / BIN_S
+    arrivals.stackplot(edges, _to_the_end(rates), labels=names, step="post")
     arrivals.set_ylabel("queries per second")
     arrivals.set_title("what came in", loc="left")
 
@@ -41,7 +41,7 @@ def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: flo
 
     chosen = [measured.model for measured in scenario.measured]
     counts = np.array([_per_bin([a for a in ours if a.model == model], edges) for model in chosen], dtype=float)
-    models.stackplot(edges[:-1], counts / np.maximum(counts.sum(axis=0), 1), labels=chosen, step="post")
+    models.stackplot(edges, _to_the_end(counts / np.maximum(counts.sum(axis=0), 1)), labels=chosen, step="post")
     models.set_ylabel("share of answers")
     models.set_title("what answered", loc="left")
 
@@ -57,7 +57,8 @@ def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: flo
     met.set_title("answered as asked", loc="left")
 
     for axes in (arrivals, latencies, models, met):
-        axes.legend(loc="upper left", fontsize=8, framealpha=0.8)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
+        axes.set_xlim(0, seconds)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -65,3 +66,8 @@ def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: flo
 
 def _per_bin(answers: Sequence[Answer], edges: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.histogram([answer.at_s for answer in answers], bins=edges)[0]
+
+
+def _to_the_end(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The last bin once more, so that its step has an end; [series, bins] to [series, bins + 1]."""
+    return np.concatenate([rows, rows[:, -1:]], axis=1)

@@ -71,7 +71,8 @@ def _train(options: Options, console: Console) -> Family:
 
 async def _serve(options: Options, config_file: Path, family: Family, console: Console) -> bool:
     console.rule("2. the system", align="left")
-    console.print(f"modelless up --config {config_file}   (its log: {options.folder / 'up.log'})")
+    console.print(f"modelless up --config {config_file}   ")
+    console.print(f"its log: {options.folder / 'up.log'}")
     started_s = time.monotonic()
     async with System(config_file, options.folder / "up.log") as system:
         console.print(f"ready after {time.monotonic() - started_s:.1f} s at {system.config.kafka.servers}")
@@ -130,8 +131,9 @@ def _conclude(options: Options, plan: Scenario, driven: dict[str, Driven], count
     rows = report.figures(answers, plan.classes, plan.policies)
     for kind in (*plan.classes, None):
         name = kind.name if kind is not None else "all"
-        console.print(show.class_table(kind, [row for row in rows if row.kind == name]))
-        console.print()
+        shown = [row for row in rows if row.kind == name]
+        console.print(show.class_table(kind, shown))
+        console.print(show.notes(shown), highlight=False)
     words = report.verdict(rows)
     lag_ms = max(part.lag_ms_max for part in driven.values())
     console.print(words, style="bold")

@@ -89,8 +89,8 @@ def make_scenario(measured: Sequence[Measured]) -> Scenario:
     )
     policies = (
         Policy("model-less"),
-        Policy(f"always {best.model}", best.model),
-        Policy(f"always {cheapest.model}", cheapest.model),
+        Policy(f"always {best.model.removeprefix('digits-')}", best.model),
+        Policy(f"always {cheapest.model.removeprefix('digits-')}", cheapest.model),
     )
     return Scenario(classes, policies, tuple(by_accuracy))
 
