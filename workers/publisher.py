@@ -41,6 +41,8 @@ PARTIAL_S = 0.2
 RETRY_S = 0.2
 REQUEST_TIMEOUT_MS = 10_000
 METADATA_S_MAX = 5.0
+MISSES_MAX = 3
+"""Looks at the cluster that do not find a topic, before it counts as gone: news of a new one takes a moment."""
 PENDING_BYTES_MAX = 128 * 1024 * 1024
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _GONE = (UnknownTopicOrPartitionError, NotLeaderForPartitionError, InvalidPartitionsError)
@@ -125,7 +127,7 @@ class Publisher:
             if partition is None:
                 count = counts.get(item.reply_topic) or self._partitions(item.reply_topic)
                 counts[item.reply_topic] = count
-                partition = (murmur2(reply.partition_key) & 0x7FFFFFFF) % count if count else -1
+                partition = _place(reply, count) if count else -1
             self._enqueue((item.reply_topic, partition), reply, group)
 
     def _enqueue(self, lane: Lane, reply: Outgoing, group: _Group) -> None:
@@ -138,27 +140,28 @@ class Publisher:
     async def _serve(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]]) -> None:
         """Write what waits in the lane, batch after batch, until there is nothing."""
         try:
-            if lane[1] < 0:
-                await self._find_partitions(lane[0], waiting)
+            if not self._partitions(lane[0]):
+                await self._find(lane, waiting)
             while waiting:
                 await self._write_next(lane, waiting)
         finally:
             del self._lanes[lane]
 
-    async def _find_partitions(self, topic: str, waiting: deque[tuple[Outgoing, _Group]]) -> None:
-        """The topic was not known yet: learn how many partitions it has, then distribute what waits for it."""
-        while True:
+    async def _find(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]]) -> None:
+        """Learn the partitions of a topic that is not known yet; if several looks do not find it, it is gone."""
+        topic, partition = lane
+        misses, problem = 0, None
+        while not self._partitions(topic) and misses < MISSES_MAX:
             problem = await self._missing(topic)
-            count = self._partitions(topic)
-            if count or problem:
-                break
-            await asyncio.sleep(RETRY_S)
-        while waiting:
+            misses += problem is not None
+            await asyncio.sleep(RETRY_S if misses or not self._partitions(topic) else 0)
+        count = self._partitions(topic)
+        while waiting and (not count or partition < 0):
             reply, group = waiting.popleft()
-            if problem:
-                self._settle(group, reply, reply.undeliverable(problem))
+            if count:
+                self._enqueue((topic, _place(reply, count)), reply, group)
             else:
-                self._enqueue((topic, (murmur2(reply.partition_key) & 0x7FFFFFFF) % count), reply, group)
+                self._settle(group, reply, reply.undeliverable(problem or f"topic {topic} does not exist"))
 
     async def _write_next(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]], at_most: int = 1 << 30) -> None:
         """One batch, however often that takes."""
@@ -295,3 +298,8 @@ class Publisher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler({"message": "writing replies ended", "exception": error})
+
+
+def _place(reply: Outgoing, partitions: int) -> int:
+    """As Kafka's own clients place a key."""
+    return int((murmur2(reply.partition_key) & 0x7FFFFFFF) % partitions)
