@@ -59,6 +59,7 @@ from modelless.errors import (
 )
 from modelless.kafka import make_consumer, make_producer, stop_within
 from modelless.messages import Cancel, OnMiss, Prefer, Query
+from modelless.tables import UNREADABLE
 from modelless.topics import Topics
 
 CONNECT_TIMEOUT_S = 15.0
@@ -397,14 +398,11 @@ class Client:
         while True:
             try:
                 fetched = await self._consumer.getmany(timeout_ms=1000)
+            except UNREADABLE:
+                fetched = await self._read_one()
             except KafkaError as error:
                 self._log.warning("cannot read replies, trying again", error=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_INTERVAL_S)
-                continue
-            except Exception as error:  # a record that aiokafka cannot parse: it stays there until stepped over
-                position = await self._consumer.position(self._reply_tp)
-                self._log.warning("skipping an unreadable record", offset=position, error=type(error).__name__)
-                self._consumer.seek(self._reply_tp, position + 1)
                 continue
             now_s = self._loop.time()
             for records in fetched.values():
@@ -415,6 +413,20 @@ class Client:
             elif now_s - progress_s > STALL_S:
                 progress_s = now_s
                 await self._restart_if_stalled()
+
+    async def _read_one(self) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+        """The next record, or nothing when it is one that cannot be read, which would raise for ever: step over it."""
+        position = await self._consumer.position(self._reply_tp)
+        self._consumer.seek(self._reply_tp, position)
+        fetched: dict[TopicPartition, list[ConsumerRecord[Any, Any]]] = {}
+        try:
+            fetched = await self._consumer.getmany(timeout_ms=1000, max_records=1)
+        except UNREADABLE as error:
+            self._log.warning("skipping an unreadable record", offset=position, error=type(error).__name__)
+            self._consumer.seek(self._reply_tp, position + 1)
+        except KafkaError:
+            await asyncio.sleep(RETRY_INTERVAL_S)
+        return fetched
 
     def _on_reply(self, record: ConsumerRecord[Any, Any], now_s: float) -> None:
         pending = self._outstanding.match(reply_id(record.headers))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from record_batches import NOT_UTF8, exchange
 
 from modelless import BlockingClient, Client
 from modelless.client_core import reply_partition
@@ -26,6 +27,7 @@ from modelless.errors import (
 from modelless.headers import read_headers
 from modelless.kafka import make_consumer, make_producer, stop_within
 from modelless.messages import Query, Reply
+from modelless.tensors import Tensor
 from modelless.topic_settings import create_missing, ensure_task_topic
 from modelless.topics import Topics
 
@@ -176,6 +178,27 @@ async def test_replies_of_others_are_skipped(config: Config, client: Client) -> 
             )
     await client.infer({"pixels": PIXELS}, model="echo")
     assert client.statistics().foreign == 3
+
+
+async def test_unreadable_records_among_the_replies_are_stepped_over(config: Config, client: Client) -> None:
+    """A batch of two good replies and a record whose header key is not UTF-8."""
+    replies, partition = Topics(config.kafka.topic_prefix).replies, reply_partition(client.id, config.kafka.partitions)
+    waiting = [client.submit({"x": PIXELS}, model="echo", metadata={"do": "ignore"}, timeout_s=20) for _ in range(2)]
+    async with make_producer(config) as producer:
+        batch = producer.create_batch()
+        for n in range(1, 4):
+            id = f"{client.id}-{n}"
+            reply = encode_reply(Reply(id, f"{replies}/0/{n}", "OK", outputs=(Tensor.from_numpy("x", PIXELS),)))
+            key = "\x01\x02\x03" if n == 3 else "modelless-id"
+            assert batch.append(key=None, value=reply, timestamp=None, headers=[(key, id.encode())]) is not None
+        batch.close()
+        batch._build()
+        batch._buffer = bytearray(exchange(bytes(batch._buffer), b"\x01\x02\x03", NOT_UTF8))
+        await (await producer.send_batch(batch, replies, partition=partition))
+    results = await asyncio.gather(*waiting)
+
+    assert [result.reply.query.rpartition("/")[2] for result in results] == ["1", "2"]
+    await client.infer({"pixels": PIXELS}, model="echo", timeout_s=5)
 
 
 async def test_no_reply_is_an_error_in_time(client: Client, responder: Responder) -> None:
