@@ -133,7 +133,7 @@ def _conclude(options: Options, plan: Scenario, driven: dict[str, Driven], count
         name = kind.name if kind is not None else "all"
         shown = [row for row in rows if row.kind == name]
         console.print(show.class_table(kind, shown))
-        console.print(show.notes(shown), highlight=False)
+        console.print(show.notes(shown) + "\n", highlight=False)
     words = report.verdict(rows)
     lag_ms = max(part.lag_ms_max for part in driven.values())
     console.print(words, style="bold")
