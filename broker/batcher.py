@@ -2,7 +2,9 @@
 
 One queue per (variant, group, shape of a row): what may share a batch. A batch leaves when a device has room for it,
 so that it grows by itself while the device is busy and a lone query is never kept waiting for company. Its size
-is the largest whose predicted end still meets the deadline at the head of the queue.
+is the largest that is useful (beyond some size throughput stops growing), whose predicted end still meets the
+deadline at the head of the queue, and that does not block the device for more than half of the shortest latency
+that anybody asked of the group lately: a batch cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from broker.ledger import Entry
 
 Signature = tuple[tuple[int, ...], ...]
 NEVER = float("inf")
+TIGHTNESS_PERIOD_MS = 5000.0
 _sequence = count()
 
 
@@ -90,17 +93,42 @@ class VariantQueue:
         entry.place = None
 
 
-def batch_rows(queue: VariantQueue, start_ms: float) -> int:
+def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) -> int:
     """The most rows for a batch that starts at ``start_ms``: its end should meet the head's deadline.
 
-    0 when even the head alone would miss it (never for a head that gives up latency instead).
+    ``block_ms`` bounds it too: for longer than that nobody else should have to wait for the device.
+    0 when even the head alone would miss its deadline (never for a head that gives up latency instead).
     """
     head = queue.head
     table = queue.candidate.table
     if head.latency_deadline_ms is not None:
         budget_ms = head.latency_deadline_ms - start_ms
         if table.p50_ms(head.rows) <= budget_ms:
-            return table.rows_within(budget_ms, head.rows)
+            return table.rows_within(min(budget_ms, block_ms), head.rows)
         if head.deadline_ms is not None:
             return 0
-    return max(table.rows_max, head.rows)
+    return table.rows_within(block_ms, head.rows)
+
+
+class Tightness:
+    """The shortest latency that was asked for lately: of this period or the one before."""
+
+    def __init__(self) -> None:
+        self._period_ends_ms = 0.0
+        self._this_ms = self._before_ms = NEVER
+
+    def observe(self, latency_ms: float, now_ms: float) -> None:
+        """A query was admitted that allows so long from its log time."""
+        self._turn(now_ms)
+        self._this_ms = min(self._this_ms, latency_ms)
+
+    def latency_ms(self, now_ms: float) -> float:
+        self._turn(now_ms)
+        return min(self._this_ms, self._before_ms)
+
+    def _turn(self, now_ms: float) -> None:
+        if now_ms >= self._period_ends_ms:
+            lapsed = now_ms >= self._period_ends_ms + TIGHTNESS_PERIOD_MS
+            self._before_ms = NEVER if lapsed else self._this_ms
+            self._this_ms = NEVER
+            self._period_ends_ms = now_ms + TIGHTNESS_PERIOD_MS

@@ -31,6 +31,8 @@ from modelless import frames
 from modelless.messages import Cancel, RecordId
 
 CANCELS_MAX = 10_000
+BLOCK_SHARE = 0.5
+"""Of the shortest latency asked of a group lately: no batch blocks a device for longer, if it can be smaller."""
 LATE_TURN_MS = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
 QUEUES_MAX = 256
@@ -253,7 +255,7 @@ class Core:
         match self._selector.choose(entry, target, self._finish(now_ms)):
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
-                self._enqueue(entry, candidate, target)
+                self._enqueue(entry, candidate, target, now_ms)
             case Refused(status=status, message=message, retry_after_ms=retry_after_ms):
                 self._reply(entry, status, message, retry_after_ms)
             case Parked():
@@ -286,7 +288,7 @@ class Core:
         ahead_ms = sum(queue.ahead_ms(deadline_ms) for queue in self._queues[group].values() if queue)
         return ahead_ms + sum(worker.outstanding_ms(now_ms) for worker in self.groups[group].workers.values())
 
-    def _enqueue(self, entry: Entry, candidate: Candidate, target: Target) -> None:
+    def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)
         if isinstance(matched, str):
             return self._reply(entry, "INVALID_ARGUMENT", f"{target.name}: {matched}")
@@ -299,6 +301,9 @@ class Core:
                 queues = self._queues[candidate.group] = {key: queue for key, queue in queues.items() if queue}
             queue = queues[candidate.variant, signature] = VariantQueue(candidate)
         queue.add(entry)
+        if entry.latency_deadline_ms is not None:
+            tightness = self.groups[candidate.group].tightness
+            tightness.observe(entry.latency_deadline_ms - entry.source.arrival_ms, now_ms)
         return None
 
     def _place_all(self, entries: Iterable[Entry], now_ms: float) -> None:
@@ -374,7 +379,8 @@ class Core:
             if worker is None:
                 queues.remove(queue)
                 continue
-            rows = batch_rows(queue, now_ms + worker.outstanding_ms(now_ms))
+            block_ms = BLOCK_SHARE * group.tightness.latency_ms(now_ms)
+            rows = batch_rows(queue, now_ms + worker.outstanding_ms(now_ms), block_ms)
             if rows:
                 self._send(worker, queue.candidate, queue.take(rows), now_ms)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from broker.batcher import Tightness
 from broker.catalog import Candidate
 from broker.ledger import Entry
 from modelless.messages import RecordId
@@ -63,6 +64,7 @@ class Group:
     name: str
     workers: dict[str, Worker] = field(default_factory=dict)
     """By incarnation."""
+    tightness: Tightness = field(default_factory=Tightness)
 
     def ready(self, variant: str) -> list[Worker]:
         return [w for w in self.workers.values() if variant in w.ready and not w.draining]

@@ -13,6 +13,8 @@ from itertools import pairwise
 from modelless.messages import BatchTime
 
 _WEIGHT = 0.05
+_USEFUL_SHARE = 0.95
+"""Of the best throughput; batches larger than the first that reaches it only block the device for longer."""
 _SCALE_MIN, _SCALE_MAX = 0.25, 8.0
 
 
@@ -24,6 +26,8 @@ class LatencyTable:
         assert batches, "a profile that is ready has batch times"
         self.batches = batches
         self.rows_max = batches[-1].batch_size
+        best = max(b.batch_size / b.p50_ms for b in batches)
+        self.rows_useful = next(b.batch_size for b in batches if b.batch_size / b.p50_ms >= _USEFUL_SHARE * best)
         self.scale = 1.0
         self._p50_ms = _dense([(b.batch_size, b.p50_ms) for b in batches])
         self._p99_ms = _dense([(b.batch_size, b.p99_ms) for b in batches])
@@ -39,15 +43,15 @@ class LatencyTable:
         return self._p99_ms[-1] * self.scale * rows / self.rows_max
 
     def queue_ms(self, rows: int) -> float:
-        """Median time to work off that many rows in the largest batches."""
+        """Median time to work off that many rows in the largest useful batches."""
         if rows <= 0:
             return 0.0
-        full, rest = divmod(rows, self.rows_max)
-        return (full * self._p50_ms[-1] + (self._p50_ms[rest] if rest else 0.0)) * self.scale
+        full, rest = divmod(rows, self.rows_useful)
+        return (full * self._p50_ms[self.rows_useful] + (self._p50_ms[rest] if rest else 0.0)) * self.scale
 
     def rows_within(self, budget_ms: float, rows_min: int) -> int:
-        """The most rows, at least ``rows_min``, whose batch fits into the budget."""
-        rows = self.rows_max
+        """The most rows that are useful, at least ``rows_min``, whose batch fits into the budget."""
+        rows = self.rows_useful
         while rows > rows_min and self.p50_ms(rows) > budget_ms:
             rows = rows * 3 // 4 if rows > 4 else rows - 1
         return max(rows, rows_min)
