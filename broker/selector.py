@@ -55,7 +55,7 @@ class Selector:
         if feasible:
             return self._now(entry, feasible, affordable, floor, finish)
         if on_miss == "late" and accurate:
-            return _earliest(accurate, entry, finish)
+            return _preferred(accurate, entry, finish, float("inf")) or Parked()
         if on_miss == "degrade":
             fast = [c for c in affordable if _fast_enough(c, entry)]
             if fast:
@@ -75,27 +75,19 @@ class Selector:
         floor: float,
         finish: Finish,
     ) -> Choice:
-        deadline_ms = entry.latency_deadline_ms
-        best: tuple[tuple[float, ...], Candidate] | None = None
-        soonest_ms = float("inf")
-        for candidate in feasible:
-            finish_ms = finish(candidate, entry)
-            soonest_ms = min(soonest_ms, finish_ms)
-            if finish_ms == float("inf") or (deadline_ms is not None and finish_ms > deadline_ms):
-                continue
-            rank = _rank(entry, candidate, finish_ms)
-            if best is None or rank < best[0]:
-                best = rank, candidate
-        if best is not None:
-            return Chosen(best[1])
+        deadline_ms = float("inf") if entry.latency_deadline_ms is None else entry.latency_deadline_ms
+        chosen = _preferred(feasible, entry, finish, deadline_ms)
+        if chosen is not None:
+            return chosen
         if entry.query.on_miss == "late":
-            return _earliest(feasible, entry, finish)
+            return _earliest([c for c in affordable if c.accuracy >= floor], entry, finish)
         if entry.query.on_miss == "degrade":
             below = sorted((c for c in affordable if c.accuracy < floor), key=lambda c: -c.accuracy)
             return self._degrade(entry, [*feasible, *below], floor, finish)
+        soonest_ms = min(finish(candidate, entry) for candidate in feasible)
         if soonest_ms == float("inf"):
             return Parked()
-        late_ms = soonest_ms - (deadline_ms or 0.0)
+        late_ms = soonest_ms - deadline_ms
         return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms)
 
     def _degrade(self, entry: Entry, candidates: Sequence[Candidate], floor: float, finish: Finish) -> Choice:
@@ -109,6 +101,18 @@ class Selector:
         if alive:
             return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time")
         return Parked()
+
+
+def _preferred(candidates: Sequence[Candidate], entry: Entry, finish: Finish, deadline_ms: float) -> Chosen | None:
+    """The best by ``prefer`` of those that will be in time and have a worker."""
+    best: tuple[tuple[float, ...], Candidate] | None = None
+    for candidate in candidates:
+        finish_ms = finish(candidate, entry)
+        if finish_ms <= deadline_ms and finish_ms != float("inf"):
+            rank = _rank(entry, candidate, finish_ms)
+            if best is None or rank < best[0]:
+                best = rank, candidate
+    return Chosen(best[1]) if best is not None else None
 
 
 def _rank(entry: Entry, candidate: Candidate, finish_ms: float) -> tuple[float, ...]:

@@ -1,0 +1,42 @@
+"""Many seeds of the simulated system. ``MODELLESS_SEED=123`` replays one, ``MODELLESS_SEEDS=5000`` plays more.
+
+Bugs that were planted one by one in the broker, and what the simulation said within its 200 seeds:
+
+* commit the highest offset read, or set every bit of the bitmap: P2, committed as finished without an outcome;
+* count a query as finished when its reply is decided, not when Kafka has it: P2;
+* drop what a lost worker had, or what a worker gave back: P1, no outcome;
+* ignore the predecessor's bitmap: P3, more duplicates than the faults explain;
+* never expire what waits, or forget the deadlines in ``wake_at_ms``: P6, still waits, sleeps past the deadline;
+* send a head that cannot be in time any more: P6, sent although it cannot be in time;
+* go on sending what is given up in a rebalance: P9;
+* forget to withdraw or to tell apart what an earlier ownership had: a broken invariant of the ledger;
+* accept a record that was read twice: likewise;
+* ignore the credit; give up ``cost_max``; degrade without saying ``missed``: by these names;
+* leave parked queries alone when a worker comes: a device that could run it is idle.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from simulated_system import World
+
+SEEDS = int(os.environ.get("MODELLESS_SEEDS", "200"))
+CHUNK = 20
+
+
+def play(seed: int, faults: int) -> None:
+    try:
+        World(seed, faults=faults).run()
+    except BaseException as error:
+        error.add_note(f"replay with MODELLESS_SEED={seed}")
+        raise
+
+
+@pytest.mark.parametrize("faults", [0, 6])
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK * 2))
+def test_every_promise_holds(first: int, faults: int) -> None:
+    only = os.environ.get("MODELLESS_SEED")
+    for seed in range(first, first + CHUNK) if only is None else [int(only)]:
+        play(seed, faults)

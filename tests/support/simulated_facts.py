@@ -1,0 +1,52 @@
+"""What the checkers of the simulated system know by themselves: who there is, and what a broken promise is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+TOPIC = "modelless.queries"
+SESSION_MS = 400.0
+SETTLE_MS = 150.0
+COMMIT_MS = 100.0
+LATE_BOUND_MS = 3_000.0
+"""Of ``on_miss: late`` without a worker; also the latency of those who state none."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The checkers' own idea of a variant."""
+
+    name: str
+    group: str
+    accuracy: float
+    price_per_hour: float
+    curve: tuple[tuple[int, float], ...]
+
+    def ms(self, rows: int) -> float:
+        """For one to eight rows: linear between the two measured points."""
+        (low, low_ms), (high, high_ms) = self.curve
+        return low_ms + (high_ms - low_ms) * (rows - low) / (high - low)
+
+    @property
+    def cost(self) -> float:
+        """USD per 1,000 rows in the largest batches."""
+        size, ms = self.curve[-1]
+        return ms / size * self.price_per_hour / 3_600_000 * 1000
+
+
+FLEET = (
+    Variant("tiny", "cpu", 0.80, 0.36, ((1, 2.0), (8, 4.0))),
+    Variant("small", "cpu", 0.90, 0.36, ((1, 5.0), (8, 12.0))),
+    Variant("large", "cpu", 0.95, 0.36, ((1, 30.0), (8, 100.0))),
+    Variant("large", "gpu", 0.95, 36.0, ((1, 4.0), (8, 6.0))),
+)
+GROUPS = ("cpu", "gpu")
+
+
+class ViolationError(AssertionError):
+    """A promise was broken."""
+
+
+def fail(why: str) -> NoReturn:
+    raise ViolationError(why)

@@ -1,0 +1,231 @@
+"""A worker of the simulated system and its links."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from simulated_facts import FLEET, TOPIC, Variant
+
+from broker import devices
+from modelless import frames
+from modelless.messages import RecordId
+
+if TYPE_CHECKING:
+    from simulated_broker import Broker
+    from simulated_system import World
+
+
+class Link:
+    """Frames both ways, in order, with a delay; sometimes twice towards the broker."""
+
+    def __init__(self, broker: Broker, of: Worker, worker: devices.Worker) -> None:
+        self.broker, self.of, self.worker = broker, of, worker
+        self.alive = True
+        self.window_ms = 0.0
+        self.unsettled: dict[int, frames.Batch] = {}
+        self.ready: frozenset[str] = frozenset()
+        self._busy_until_ms = [0.0, 0.0]
+
+    def _delay_ms(self, way: int) -> float:
+        now_ms = self.of.world.now_ms
+        self._busy_until_ms[way] = max(self._busy_until_ms[way], now_ms + self.of.world.between(0.05, 0.5))
+        return self._busy_until_ms[way] - now_ms
+
+    def variants(self) -> list[Variant]:
+        """What the broker was told to be loaded there."""
+        return [v for v in FLEET if v.group == self.worker.group and f"{v.name}:1/onnx-fp32" in self.ready]
+
+    def say(self, frame: frames.Frame) -> None:
+        """Worker to broker."""
+        twice = isinstance(frame, frames.Outcome | frames.Started) and self.of.world.chance(0.05)
+
+        def heard() -> None:
+            if not self.alive:
+                return
+            if isinstance(frame, frames.Credit):
+                self.window_ms = frame.window_ms
+            if isinstance(frame, frames.State):
+                self.ready = frozenset(each.variant for each in frame.variants)
+            if isinstance(frame, frames.Outcome) and frame.final:
+                self.unsettled.pop(frame.batch, None)
+            self.broker.hear(self.worker, frame)
+
+        for _ in range(1 + twice):
+            self.broker.after(self._delay_ms(0), heard)
+
+    def give(self, frame: Any) -> None:
+        """Broker to worker."""
+        self.of.world.after(self._delay_ms(1), lambda: self.of.hear(self, frame) if self.alive else None)
+
+    def broken(self) -> None:
+        """Both sides notice."""
+        if not self.alive:
+            return
+        self.alive = False
+        broker, worker = self.broker, self.worker
+        self.of.world.duplicates_max += sum(len(batch.items) for batch in self.unsettled.values())
+        del broker.links[self.of]
+
+        def lost() -> None:
+            broker.core.lost(worker, self.of.world.now_ms)
+            broker.kick()
+
+        broker.after(0, lost)
+        self.of.forget(self)
+
+
+class Worker:
+    """A device that runs one batch at a time, earliest deadline first, and publishes its replies."""
+
+    def __init__(self, world: World, name: str, group: str) -> None:
+        self.world, self.name, self.group = world, name, group
+        self.links: dict[Broker, Link] = {}
+        self.incarnations = count()
+        self.loaded: frozenset[str] = frozenset(f"{v.name}:1/onnx-fp32" for v in FLEET if v.group == group)
+        self.factor, self.window_ms = 1.0, world.random.choice((0.0, 10.0, 60.0))
+        self.alive = False
+        self.answered: set[RecordId] = set()
+
+    def start(self) -> None:
+        self.alive, self.life = True, object()
+        self.queue: list[tuple[Link, frames.Batch]] = []
+        self.running: tuple[Link, frames.Batch] | None = None
+        for broker in self.world.brokers:
+            self.dial(broker)
+
+    def dial(self, broker: Broker) -> None:
+        if not self.alive or not broker.alive or broker in self.links:
+            return
+        name = f"{self.name}-{next(self.incarnations)}-{id(self)}"
+        worker = devices.Worker(self.name, name, self.group, 1.0, 1 << 30, ())
+        link = self.links[broker] = broker.links[self] = Link(broker, self, worker)
+        broker.core.joined(worker)
+        link.say(self.state())
+        records: dict[int, list[int]] = defaultdict(list)
+        for record in self.answered:
+            records[record.partition].append(record.offset)
+        link.say(frames.Answered(tuple((TOPIC, partition, tuple(each)) for partition, each in records.items())))
+        link.say(frames.Credit(self.window_ms))
+
+    def state(self) -> frames.State:
+        return frames.State(tuple(frames.VariantState(name, "ready") for name in sorted(self.loaded)), 0, 0.0, 1)
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        if not self.alive:
+            return
+        self.alive = False
+        for link in list(self.links.values()):
+            link.broken()
+        self.answered = set()
+        self.world.after(self.world.between(20, 400), self.start)
+
+    def cut(self, broker: Broker) -> None:
+        link = self.links.get(broker)
+        if link is not None:
+            link.broken()
+            self.world.after(self.world.between(5, 200), lambda: self.dial(broker))
+
+    def unload(self) -> None:
+        """One variant goes: what is queued for it is given back."""
+        if not self.alive or not self.loaded:
+            return
+        gone = self.world.random.choice(sorted(self.loaded))
+        self.loaded -= {gone}
+        for link in self.links.values():
+            link.say(self.state())
+        for link, batch in [each for each in self.queue if each[1].variant == gone]:
+            self.queue.remove((link, batch))
+            self.settle(link, batch, 0.0, {item.record: ("returned", "OK") for item in batch.items})
+        self.world.after(self.world.between(20, 500), lambda: self.load(gone))
+
+    def load(self, variant: str | None) -> None:
+        everything = {f"{v.name}:1/onnx-fp32" for v in FLEET if v.group == self.group}
+        self.loaded |= everything if variant is None else {variant}
+        for link in self.links.values() if self.alive else ():
+            link.say(self.state())
+            link.say(frames.Credit(self.window_ms))
+
+    def forget(self, link: Link) -> None:
+        """A link is lost: what runs is finished, the rest is the broker's again."""
+        self.links.pop(link.broker, None)
+        if self.alive:
+            self.queue = [each for each in self.queue if each[0] is not link]
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def hear(self, link: Link, frame: Any) -> None:
+        if not self.alive:
+            return
+        if isinstance(frame, frames.CancelItems):
+            for _, batch in [each for each in self.queue if each == (link, each[1]) and each[1].batch == frame.batch]:
+                self.cancelled |= set(frame.records) & {item.record for item in batch.items}
+            return
+        if not isinstance(frame, frames.Batch):
+            return
+        if frame.variant not in self.loaded:
+            self.settle(link, frame, 0.0, {item.record: ("returned", "OK") for item in frame.items})
+            return
+        self.queue.append((link, frame))
+        self.next()
+
+    cancelled: frozenset[RecordId] | set[RecordId] = frozenset()
+
+    def next(self) -> None:
+        if self.running is not None or not self.queue:
+            return
+        self.running = link, batch = min(self.queue, key=_urgency)
+        self.queue.remove(self.running)
+        now_ms, life = self.world.now_ms, self.life
+        link.say(frames.Started(batch.batch))
+        how: dict[RecordId, tuple[str, str]] = {}
+        for item in batch.items:
+            if item.record in self.cancelled:
+                how[item.record] = "answered", "CANCELLED"
+            elif item.deadline_ms is not None and now_ms > item.deadline_ms:
+                how[item.record] = "answered", "DEADLINE_EXCEEDED"
+            elif item.id.startswith("poison"):
+                how[item.record] = "poisoned", "INTERNAL"
+            elif self.world.chance(0.01):
+                how[item.record] = "undeliverable", "OK"
+            else:
+                how[item.record] = "answered", "OK"
+        execute_ms = batch.cost_ms * self.factor * self.world.between(0.8, 1.3)
+
+        def done() -> None:
+            if life is self.life and self.alive:
+                self.running = None
+                self.publish(link, batch, execute_ms, how)
+                self.next()
+
+        self.world.after(execute_ms, done)
+
+    def publish(self, link: Link, batch: frames.Batch, execute_ms: float, how: dict[RecordId, tuple[str, str]]) -> None:
+        """The device is free; the outcome is told once Kafka has the replies."""
+        records = tuple(item.record for item in batch.items)
+        life = self.life
+
+        def acknowledged() -> None:
+            for record in records:
+                if how[record][0] != "undeliverable":
+                    self.world.outcome(record, how[record][1], self.name)
+            if life is self.life and self.alive:
+                self.answered |= {record for record in records if how[record][0] == "answered"}
+                self.settle(link, batch, execute_ms, how)
+
+        self.world.after(self.world.between(0.2, 4), acknowledged)
+
+    def settle(self, link: Link, batch: frames.Batch, execute_ms: float, how: dict[RecordId, tuple[str, Any]]) -> None:
+        """Tell the broker, sometimes in two parts."""
+        items = tuple(frames.ItemOutcome(r, disposition, status) for r, (disposition, status) in how.items())  # type: ignore[arg-type]
+        cut = self.world.random.choice((0, 0, len(items) // 2))
+        if cut:
+            link.say(frames.Outcome(batch.batch, False, 0.0, cut, items[:cut]))
+        link.say(frames.Outcome(batch.batch, True, execute_ms, len(items), items[cut:]))
+
+
+def _urgency(queued: tuple[Link, frames.Batch]) -> float:
+    return min(item.latency_deadline_ms or float("inf") for item in queued[1].items)
