@@ -231,7 +231,7 @@ class Device:
         self.settled += len(outcomes)
         for outcome in outcomes:
             self._metrics.queries.labels(outcome.status, outcome.disposition).inc()
-        self.answered.add((o.record for o in outcomes if o.disposition == "answered"), now_ms)
+        self.answered.add((o.record for o in outcomes if o.disposition in ("answered", "poisoned")), now_ms)
         self.queue.settled(link, batch, outcomes)
         self.kick_soon()
 

@@ -166,11 +166,9 @@ class Loader:
             spec = await self._spec(variant, model)
             load_ms = await self._device.executors.load(spec)
             await self._warm_up(spec, profile)
-        except (ExecutionError, MeasuringError) as error:
-            self._fail(variant, str(error))
-            return
-        except (ModellessError, OSError) as error:
-            self._fail(variant, str(error), temporary=True)
+        except (ExecutionError, ExecutorDiedError, ModellessError, OSError) as error:
+            await self._device.executors.unload(variant)
+            self._fail(variant, str(error), temporary=not isinstance(error, ExecutionError))
             return
         entry.state = "ready"
         self.errors.pop(variant, None)
@@ -191,7 +189,7 @@ class Loader:
             try:
                 await self._device.step(run)
             except ExecutorDiedError:
-                raise ExecutionError(f"it brought its executor down on a batch of {size} while warming up") from None
+                raise ExecutorDiedError(f"its executor died on a batch of {size} while warming up") from None
 
     async def _unload(self, variant: str) -> None:
         """Brokers hear it first; what they sent before they did still runs."""

@@ -38,6 +38,7 @@ from workers.metrics import WorkerMetrics
 
 STATE_INTERVAL_S = 0.5
 REDIAL_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+HELLO_S_MAX = 5.0
 METRICS_PORT_OFFSET = 100
 
 _log = structlog.get_logger(__name__)
@@ -166,24 +167,38 @@ class Worker:
                 self._dialing[broker.endpoint] = asyncio.create_task(self._dial(broker.endpoint))
 
     async def _dial(self, endpoint: str) -> None:
-        """Until it answers, or is not announced any more."""
+        """Until it says hello, or is not announced any more."""
         attempt = 0
         try:
             while any(broker.endpoint == endpoint for broker in self._fleet.brokers()):
-                try:
-                    self._endpoints[endpoint] = await dial(
-                        endpoint, self._config, self._hello(), self._on_open, self._device_frame, self._on_lost
-                    )
+                if await self._dial_once(endpoint):
                     return
-                except ConfigurationError as error:
-                    _log.error("a broker cannot be dialed", endpoint=endpoint, error=error.message)
-                    attempt = len(REDIAL_S)
-                except (OSError, TimeoutError) as error:
-                    _log.debug("a broker does not answer", endpoint=endpoint, error=repr(error))
                 await asyncio.sleep(REDIAL_S[min(attempt, len(REDIAL_S) - 1)])
                 attempt += 1
         finally:
             del self._dialing[endpoint]
+
+    async def _dial_once(self, endpoint: str) -> bool:
+        """Whether there is a link now. One that connects and then says nothing (a stopped process, say) is closed."""
+        opened = asyncio.Event()
+
+        def on_open(link: Link) -> None:
+            self._endpoints[endpoint] = link
+            opened.set()
+            self._on_open(link)
+
+        link = None
+        try:
+            async with asyncio.timeout(HELLO_S_MAX):
+                link = await dial(endpoint, self._config, self._hello(), on_open, self._device_frame, self._on_lost)
+                await opened.wait()
+        except ConfigurationError as error:
+            _log.error("a broker cannot be dialed", endpoint=endpoint, error=error.message)
+        except (OSError, TimeoutError) as error:
+            _log.debug("a broker does not answer", endpoint=endpoint, error=repr(error))
+            if link is not None:
+                link.close("the broker does not say hello")
+        return opened.is_set()
 
     def _hello(self) -> Hello:
         return Hello(

@@ -184,6 +184,19 @@ def test_suspects_run_only_in_quarantine_and_do_not_hold_up_others() -> None:
     assert runs(queue.poll(4))[0].quarantined
 
 
+def test_nothing_starts_on_a_dead_executor_until_it_is_replaced() -> None:
+    queue = make_queue()
+    queue.push(1, batch(1, [item(1)]))
+    queue.poll(0)
+    queue.push(1, batch(2, [item(2)]))
+    queue.crashed(1.0)
+    assert runs(queue.poll(1)) == []
+    queue.device(True)
+    assert offsets(runs(queue.poll(2))[0]) == [2]
+    queue.interrupted()
+    assert offsets(runs(queue.poll(3))[0]) == [2]
+
+
 def test_a_query_that_died_alone_once_is_not_blamed_before_quarantine() -> None:
     queue = make_queue()
     queue.push(1, batch(1, [item(1)]))
