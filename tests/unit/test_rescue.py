@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_batches import (
     ATTRIBUTES_AT,
+    COUNT_AT,
     HEADER_BYTES,
     LAST_DELTA_AT,
     Record,
@@ -152,6 +153,13 @@ def test_what_was_read_of_a_broken_batch_stays_read() -> None:
     assert [offset for offset, *_ in seen(stretch)] == [5, 6]
     assert stretch.position == 8
     assert isinstance(stretch.items[1], Unreadable)
+
+
+def test_a_count_that_is_too_large_takes_no_offset_of_the_next_batch() -> None:
+    data = bytearray(batch(THREE))
+    struct.pack_into(">i", data, COUNT_AT, 4)
+    stretch = read(seal(data) + batch([Record(b"after")], base_offset=3))
+    assert [(offset, reason) for offset, _, reason in seen(stretch)] == [(0, None), (1, None), (2, None), (3, None)]
 
 
 def test_aborted_transactions_and_markers_are_left_out() -> None:
