@@ -177,7 +177,7 @@ class Core:
             case frames.State():
                 self._state(worker, frame, now_ms)
             case frames.Answered():
-                self._answered(frame)
+                self._answered_before(frame)
             case frames.Drain():
                 worker.draining = True
                 self._ready.clear()
@@ -243,8 +243,6 @@ class Core:
 
     def _place(self, entry: Entry, now_ms: float) -> None:
         """Choose for an entry that waits nowhere."""
-        if self.ledger.is_leaving(entry.record):
-            return None
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
             return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
         target = self.catalog.resolve(entry.query)
@@ -293,7 +291,7 @@ class Core:
         if isinstance(matched, str):
             return self._reply(entry, "INVALID_ARGUMENT", f"{target.name}: {matched}")
         entry.inputs = matched
-        signature = tuple(tensor.shape[1:] for tensor in matched)
+        signature = tuple([tensor.shape[1:] for tensor in matched])
         queues = self._queues[candidate.group]
         queue = queues.get((candidate.variant, signature))
         if queue is None:
@@ -339,7 +337,7 @@ class Core:
             self._reply(entry, "CANCELLED", "cancelled before it was sent again")
         elif entry.attempts >= self._attempts_max:
             self._bury(entry, "INTERNAL", f"{entry.attempts} workers were lost while they ran it")
-        else:
+        elif not self.ledger.is_leaving(entry.record):
             self._place(entry, now_ms)
 
     # --- leaving --------------------------------------------------------------------------------------------------
@@ -432,9 +430,18 @@ class Core:
                 self._settle(entry, item, now_ms)
         if frame.final:
             del worker.sent[frame.batch]
+            if frame.rest_ok:
+                self._settle_ok(sent, now_ms)
+                return
             for entry in sent.entries.values():  # a worker that forgets is a worker that gave back
                 if entry.state is State.SENT:
                     self._again(entry, now_ms, attempted=True)
+
+    def _settle_ok(self, sent: Sent, now_ms: float) -> None:
+        """Everything that is left of the batch was answered OK."""
+        for entry in sent.entries.values():
+            if entry.state is State.SENT and self.ledger.finish(entry):
+                self._answered(entry, "OK", now_ms)
 
     def _settle(self, entry: Entry, item: frames.ItemOutcome, now_ms: float) -> None:
         if item.disposition == "returned":
@@ -444,11 +451,15 @@ class Core:
         elif item.disposition == "poisoned":
             self._bury(entry, item.status, item.message or "it brings the executor down")
         elif self.ledger.finish(entry):
-            self._count(entry, item.status)
-            self.statistics.worker_seconds.observe((now_ms - entry.sent_ms) / 1000)
-            in_time = entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms
-            if item.status == "OK" and in_time:
-                self.statistics.in_time[entry.query.task or ""] += 1
+            self._answered(entry, item.status, now_ms)
+
+    def _answered(self, entry: Entry, status: str, now_ms: float) -> None:
+        """A worker answered it; for the statistics."""
+        self._count(entry, status)
+        self.statistics.worker_seconds.observe((now_ms - entry.sent_ms) / 1000)
+        in_time = entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms
+        if status == "OK" and in_time:
+            self.statistics.in_time[entry.query.task or ""] += 1
 
     def _state(self, worker: Worker, frame: frames.State, now_ms: float) -> None:
         ready = frozenset(v.variant for v in frame.variants if v.state == "ready")
@@ -464,7 +475,7 @@ class Core:
             self._replace_stranded(now_ms)
             self._unpark(now_ms)
 
-    def _answered(self, frame: frames.Answered) -> None:
+    def _answered_before(self, frame: frames.Answered) -> None:
         """A worker answered these for a broker that is gone: they are finished, and need no second run."""
         for topic, partition, offsets in frame.records:
             self.ledger.answered_before(topic, partition, offsets)

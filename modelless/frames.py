@@ -174,6 +174,8 @@ class Outcome:
     """Device time that was spent; 0 when it did not run."""
     rows: int
     items: tuple[ItemOutcome, ...]
+    rest_ok: bool = False
+    """Every item that was not settled before and is not named here was answered OK; the usual end of a batch."""
 
 
 @dataclass(frozen=True, slots=True)

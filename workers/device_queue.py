@@ -372,7 +372,9 @@ class DeviceQueue:
         held.unsettled -= len(outcomes)
         assert held.unsettled >= 0, "an item was settled twice"
         final = held.unsettled == 0
-        frame = Outcome(held.batch.batch, final, held.execute_ms, held.rows_run, outcomes)
+        rest_ok = final and all(o.status == "OK" and o.disposition == "answered" for o in outcomes)
+        items = () if rest_ok else outcomes
+        frame = Outcome(held.batch.batch, final, held.execute_ms, held.rows_run, items, rest_ok)
         held.execute_ms, held.rows_run = 0.0, 0
         self._out.append(Tell(held.link, frame))
         if final:

@@ -57,7 +57,7 @@ def test_on_the_wire_it_is_an_array_in_field_order() -> None:
     assert wire.unpack(encode_frame(Demand(5.0, None)), bytes_max=100) == [3, 5.0, None]
     outcome = Outcome(7, True, 1.0, 1, (ItemOutcome(RecordId("t", 0, 9), "answered", "OK"),))
     assert wire.unpack(encode_frame(outcome), bytes_max=100) == [
-        6, 7, True, 1.0, 1, [[["t", 0, 9], "answered", "OK", None]],
+        6, 7, True, 1.0, 1, [[["t", 0, 9], "answered", "OK", None]], False,
     ]  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def test_a_batch_is_announced_as_started_and_settled_once() -> None:
     queue.ran(3.0)
     settle(queue, run, 4)
     (outcome,) = outcomes(queue.poll(4))
-    assert (outcome.batch, outcome.final, outcome.execute_ms, outcome.rows, len(outcome.items)) == (7, True, 3.0, 2, 2)
+    assert (outcome.batch, outcome.final, outcome.execute_ms, outcome.rows, outcome.rest_ok) == (7, True, 3.0, 2, True)
 
 
 def test_expired_items_are_answered_while_another_batch_runs_and_their_mates_still_run() -> None:
@@ -254,6 +254,7 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
     queue = make_queue(1, 2)
     pushed: dict[int, float | None] = {}
     fate: Counter[int] = Counter()
+    sent: dict[tuple[int, int], set[int]] = {}
     bad = {offset for offset in range(200) if dice.random() < 0.1}
     unsettled: list[Run | Answer] = []
     running: Run | None = None
@@ -270,7 +271,9 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
             elif isinstance(instruction, Answer):
                 unsettled.append(instruction)
             elif isinstance(instruction.frame, Outcome):
-                fate.update(o.record.offset for o in instruction.frame.items)
+                frame = instruction.frame
+                named = [o.record.offset for o in frame.items]
+                fate.update(named if not frame.rest_ok else sent[instruction.link, frame.batch] - fate.keys())
 
     for _ in range(120):
         now_ms += dice.random() * 5
@@ -282,7 +285,9 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
                 deadline_ms = None if dice.random() < 0.3 else now_ms + dice.random() * 40
                 items.append(item(len(pushed), deadline_ms, rows=dice.randint(1, 3)))
                 pushed[len(pushed)] = deadline_ms
-            queue.push(dice.choice((1, 2)), batch(number, items, cost_ms=dice.random() * 9))
+            link = dice.choice((1, 2))
+            sent[link, number] = {each.record.offset for each in items}
+            queue.push(link, batch(number, items, cost_ms=dice.random() * 9))
         elif action < 0.4 and pushed:
             for link in (1, 2):
                 queue.cancel(link, CancelItems(number, (item(dice.randrange(len(pushed))).record,)))
