@@ -23,7 +23,7 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 from broker.ledger import Ledger
 from broker.rescue import Unreadable, read_raw
 from modelless.config import Config
-from modelless.kafka import make_admin, make_client, make_consumer, stop_within
+from modelless.kafka import make_admin, make_client, make_consumer, raise_if_cancelled, stop_within
 
 _log = structlog.get_logger(__name__)
 
@@ -159,7 +159,8 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             try:
                 positions = await self._committed(partitions)
                 break
-            except Exception as error:  # aiokafka would log and forget it, and we would own nothing for ever
+            except (Exception, asyncio.CancelledError) as error:  # aiokafka would log it, and we own nothing for ever
+                raise_if_cancelled(error)
                 _log.warning("cannot read committed offsets, trying again", error=repr(error))
                 await asyncio.sleep(0.5)
         else:
@@ -204,7 +205,8 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             generation = self._generation
             try:
                 batches = await self._consumer.getmany(timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_MAX)
-            except Exception as error:  # whatever a decoder or a codec raises
+            except (Exception, asyncio.CancelledError) as error:  # whatever a decoder or a codec raises
+                raise_if_cancelled(error)
                 _log.warning("aiokafka cannot read on", error=repr(error))
                 await self._owned.wait()
                 self._seek_back()
@@ -314,7 +316,8 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(COMMIT_TIMEOUT_S):
                     await self._consumer.commit(offsets)
-            except (KafkaError, TimeoutError, IllegalStateError) as error:
+            except (KafkaError, TimeoutError, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 self.commit_failures += 1
                 _log.warning("commit failed, trying again", error=repr(error))
                 return
