@@ -255,7 +255,7 @@ class Ledger:
             owned.committed = (commit.offset, commit.metadata)
 
     def _forget(self, entry: Entry) -> None:
-        entry.state = State.DONE
+        entry.state, entry.place = State.DONE, None
         same_id = self._by_id[entry.address.id]
         del same_id[entry.source.record]
         if not same_id:

@@ -39,6 +39,7 @@ from modelless.frames import LINK_VERSION, Frame, Hello
 from modelless.link import Link, LinkServer, serve
 from modelless.messages import Member, ModelVersion, Plan, Profile, RecordId
 from modelless.metrics import serve_metrics
+from modelless.process import settle
 from modelless.tables import Follower
 from modelless.topics import ReplyTopicRule, Topics
 
@@ -137,6 +138,7 @@ class Broker:
             stack.push_async_callback(self._reader.stop)
             await self._leader.start()
             stack.push_async_callback(self._leader.stop)
+            settle()
             self._state = "ready"
             announcer.announce()
             _log.info("ready", endpoint=self._server.endpoint, metrics=self._metrics)

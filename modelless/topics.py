@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _LEGAL = re.compile(r"[A-Za-z0-9._-]{1,249}")
+JUDGED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,17 @@ class ReplyTopicRule:
                 self._prefixes.append(name[:-1])
             else:
                 self._exact.add(name)
+        self._judged: dict[str, bool] = {}
 
     def allows(self, topic: str) -> bool:
+        allowed = self._judged.get(topic)
+        if allowed is None:
+            if len(self._judged) >= JUDGED_MAX:
+                self._judged.clear()
+            allowed = self._judged[topic] = self._judge(topic)
+        return allowed
+
+    def _judge(self, topic: str) -> bool:
         if not _LEGAL.fullmatch(topic) or topic in (".", "..") or topic.startswith("__"):
             return False
         if topic in self._exact and (topic == self._topics.replies or not self._is_ours(topic)):

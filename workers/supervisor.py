@@ -27,6 +27,7 @@ from modelless.frames import LINK_VERSION, Drain, Frame, Hello, State
 from modelless.link import Link, dial
 from modelless.messages import Member, Plan
 from modelless.metrics import serve_metrics
+from modelless.process import settle
 from modelless.tables import Follower
 from modelless.topics import Topics
 from workers.builders import builders_for
@@ -112,6 +113,7 @@ class Worker:
         await self._catalog.start()
         self._loader.start()
         await self._plan.start()
+        settle()
         self._state = "ready"
         await self._fleet.start()
         self._dial_all()
