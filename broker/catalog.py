@@ -25,6 +25,10 @@ class Candidate:
     accuracy: float
     table: LatencyTable
     price_per_ms: float
+    _cost_profiled: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cost_profiled = self.cost_per_1000(self.table.rows_max) / self.table.scale
 
     def cost_per_1000(self, rows: int) -> float:
         """Predicted USD per 1,000 rows in batches of ``rows``."""
@@ -32,7 +36,8 @@ class Candidate:
 
     @property
     def cost_per_1000_least(self) -> float:
-        return self.cost_per_1000(self.table.rows_max)
+        """In the largest batches."""
+        return self._cost_profiled * self.table.scale
 
 
 @dataclass(slots=True, eq=False)
@@ -148,16 +153,20 @@ class Catalog:
             model = self._models.get(split_variant(profile.variant)[0])
             if model is None or profile.status != "ready" or profile.digest != model.digest or not profile.batches:
                 continue
-            kept = before.get(key)
-            if kept is not None and kept.table.batches == profile.batches and kept.model == model:
-                self._candidates[key] = kept
-                continue
-            accuracy = profile.accuracy if profile.accuracy is not None else (model.evaluation.accuracy or 0.0)
-            price_per_ms = profile.price_per_hour / MS_PER_HOUR
-            self._candidates[key] = Candidate(
-                profile.variant, profile.group, model, accuracy, LatencyTable(profile.batches), price_per_ms
-            )
+            self._candidates[key] = _candidate(model, profile, before.get(key))
         return self._candidates
+
+
+def _candidate(model: ModelVersion, profile: Profile, before: Candidate | None) -> Candidate:
+    """The same one while nothing changed; what its table has learned stays as long as the batch times do."""
+    accuracy = profile.accuracy if profile.accuracy is not None else (model.evaluation.accuracy or 0.0)
+    price_per_ms = profile.price_per_hour / MS_PER_HOUR
+    table = LatencyTable(profile.batches)
+    if before is not None and before.table.batches == profile.batches:
+        if (before.model, before.accuracy, before.price_per_ms) == (model, accuracy, price_per_ms):
+            return before
+        table = before.table
+    return Candidate(profile.variant, profile.group, model, accuracy, table, price_per_ms)
 
 
 def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...] | str:
@@ -170,14 +179,16 @@ def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> 
             return f"input {spec.name!r} is missing; expected {_describe(specs)}"
         if tensor.datatype != spec.datatype:
             return f"input {spec.name!r} has datatype {tensor.datatype}; expected {_describe(specs)}"
-        if len(tensor.shape) != len(spec.shape) or any(
-            want not in (-1, got) for got, want in zip(tensor.shape[1:], spec.shape[1:], strict=True)
-        ):
+        if tensor.shape[1:] != spec.shape[1:] and not _fits(tensor.shape, spec.shape):
             return f"input {spec.name!r} has shape {list(tensor.shape)}; expected {_describe(specs)}"
         ordered.append(tensor)
     if by_name:
         return f"input {next(iter(by_name))!r} is unknown; expected {_describe(specs)}"
     return tuple(ordered)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for got, want in zip(shape, wanted, strict=True))
 
 
 def _describe(specs: tuple[TensorSpec, ...]) -> str:

@@ -48,16 +48,16 @@ class Selector:
     def choose(self, entry: Entry, target: Target, finish: Finish) -> Choice:
         """Decide for one query; the whole table of ``on_miss``."""
         floor = self.accuracy_floor(entry, target)
-        affordable = [c for c in target.candidates if _affordable(c, entry)]
+        affordable = _affordable(target.candidates, entry)
         accurate = [c for c in affordable if c.accuracy >= floor]
-        feasible = [c for c in accurate if _fast_enough(c, entry)]
+        feasible = _fast_enough(accurate, entry)
         on_miss = entry.query.on_miss
         if feasible:
             return self._now(entry, feasible, affordable, floor, finish)
         if on_miss == "late" and accurate:
             return _preferred(accurate, entry, finish, float("inf")) or Parked()
         if on_miss == "degrade":
-            fast = [c for c in affordable if _fast_enough(c, entry)]
+            fast = _fast_enough(affordable, entry)
             if fast:
                 return self._degrade(entry, sorted(fast, key=lambda c: -c.accuracy), floor, finish)
         return Refused("FAILED_PRECONDITION", _nearest(entry, target, floor))
@@ -104,25 +104,22 @@ class Selector:
 
 
 def _preferred(candidates: Sequence[Candidate], entry: Entry, finish: Finish, deadline_ms: float) -> Chosen | None:
-    """The best by ``prefer`` of those that will be in time and have a worker."""
-    best: tuple[tuple[float, ...], Candidate] | None = None
+    """The best by ``prefer`` of those that will be in time and have a worker; then the cheaper, then the sooner."""
+    prefer = entry.query.prefer
+    best: Candidate | None = None
+    best_rank: tuple[float, ...] = ()
     for candidate in candidates:
+        cost = candidate.cost_per_1000_least
+        rank = (-candidate.accuracy, cost) if prefer == "accuracy" else (cost, -candidate.accuracy)
+        if best is not None and prefer != "latency" and rank > best_rank[:2]:
+            continue  # whenever it finishes
         finish_ms = finish(candidate, entry)
-        if finish_ms <= deadline_ms and finish_ms != float("inf"):
-            rank = _rank(entry, candidate, finish_ms)
-            if best is None or rank < best[0]:
-                best = rank, candidate
-    return Chosen(best[1]) if best is not None else None
-
-
-def _rank(entry: Entry, candidate: Candidate, finish_ms: float) -> tuple[float, ...]:
-    """Smaller is better, by ``prefer``; then cheaper, then sooner."""
-    cost = candidate.cost_per_1000_least
-    if entry.query.prefer == "accuracy":
-        return -candidate.accuracy, cost, finish_ms
-    if entry.query.prefer == "latency":
-        return finish_ms, cost, -candidate.accuracy
-    return cost, -candidate.accuracy, finish_ms
+        if finish_ms > deadline_ms or finish_ms == float("inf"):
+            continue
+        whole_rank = (finish_ms, *rank) if prefer == "latency" else (*rank, finish_ms)
+        if best is None or whole_rank < best_rank:
+            best, best_rank = candidate, whole_rank
+    return Chosen(best) if best is not None else None
 
 
 def _earliest(candidates: Sequence[Candidate], entry: Entry, finish: Finish) -> Choice:
@@ -130,13 +127,16 @@ def _earliest(candidates: Sequence[Candidate], entry: Entry, finish: Finish) -> 
     return Parked() if finish_ms == float("inf") else Chosen(candidate)
 
 
-def _affordable(candidate: Candidate, entry: Entry) -> bool:
-    return entry.query.cost_max is None or candidate.cost_per_1000_least <= entry.query.cost_max
+def _affordable(candidates: Sequence[Candidate], entry: Entry) -> Sequence[Candidate]:
+    cost_max = entry.query.cost_max
+    return candidates if cost_max is None else [c for c in candidates if c.cost_per_1000_least <= cost_max]
 
 
-def _fast_enough(candidate: Candidate, entry: Entry) -> bool:
-    deadline_ms = entry.latency_deadline_ms
-    return deadline_ms is None or candidate.table.p50_ms(entry.rows) <= deadline_ms - entry.source.arrival_ms
+def _fast_enough(candidates: Sequence[Candidate], entry: Entry) -> Sequence[Candidate]:
+    if entry.latency_deadline_ms is None:
+        return candidates
+    latency_ms, rows = entry.latency_deadline_ms - entry.source.arrival_ms, entry.rows
+    return [c for c in candidates if c.table.p50_ms(rows) <= latency_ms]
 
 
 def _nearest(entry: Entry, target: Target, floor: float) -> str:
@@ -148,7 +148,7 @@ def _nearest(entry: Entry, target: Target, floor: float) -> str:
     if not accurate:
         best = max(candidates, key=lambda c: c.accuracy)
         return f"no variant has accuracy >= {floor:.4g}; the most accurate, {best.variant}, has {best.accuracy:.4f}"
-    affordable = [c for c in accurate if _affordable(c, entry)]
+    affordable = _affordable(accurate, entry)
     if not affordable:
         least = min(accurate, key=lambda c: c.cost_per_1000_least)
         return (
