@@ -170,6 +170,7 @@ class Client:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._bound_topics: frozenset[str] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_ms = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: set[asyncio.Task[None]] = set()
         self._is_open = False
@@ -489,11 +490,12 @@ class Client:
 
     def _arm(self) -> None:
         wake_at_ms = self._outstanding.wake_at_ms()
-        if wake_at_ms is None or (self._timer is not None and self._timer.when() * 1000 <= wake_at_ms):
+        if wake_at_ms is None or (self._timer is not None and self._timer_at_ms <= wake_at_ms):
             return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(wake_at_ms / 1000, self._on_timer)
+        self._timer_at_ms = wake_at_ms  # uvloop's handles do not always know when
 
     def _on_timer(self) -> None:
         self._timer = None
