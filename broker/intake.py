@@ -28,7 +28,7 @@ from modelless.topics import ReplyTopicRule, Topics
 KEY_BYTES_MAX = 16 * 1024
 """Keys travel with the query and its reply, beside bodies that may be as large as a record can be."""
 _ENTRY_OVERHEAD_BYTES = 2_000
-"""What an entry weighs besides its record, measured."""
+"""What an entry weighs besides its record and its inputs, measured."""
 
 NO_QUERY = Query(id="", inputs=())
 
@@ -172,7 +172,7 @@ def _entry(source: Source, query: Query, address: Address) -> Entry:
         query=query,
         address=address,
         rows=rows(query.inputs) if query.inputs else 0,
-        size_bytes=source.size_bytes + _ENTRY_OVERHEAD_BYTES,
+        size_bytes=source.size_bytes + sum([len(tensor.data) for tensor in query.inputs]) + _ENTRY_OVERHEAD_BYTES,
         latency_deadline_ms=None,
         deadline_ms=None,
         give_up_ms=None,

@@ -60,7 +60,7 @@ _numbers = count()
 
 
 def source(
-    value: bytes,
+    value: bytes | None,
     offset: int = 0,
     arrival_ms: float = 0.0,
     headers: Sequence[tuple[str, bytes]] = (),

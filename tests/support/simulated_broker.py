@@ -234,7 +234,7 @@ class Broker:
 
     def hear(self, worker: devices.Worker, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Outcome):
-            self.finished_since_commit += len(frame.items)
+            self.finished_since_commit += frame.rows
         self.core.frame(worker, frame, self.world.now_ms)
         self.kick()
 

@@ -219,12 +219,16 @@ class Worker:
         self.world.after(self.world.between(0.2, 4), acknowledged)
 
     def settle(self, link: Link, batch: frames.Batch, execute_ms: float, how: dict[RecordId, tuple[str, Any]]) -> None:
-        """Tell the broker, sometimes in two parts."""
+        """Tell the broker, sometimes in two parts, and sometimes only what is not simply OK."""
         items = tuple(frames.ItemOutcome(r, disposition, status) for r, (disposition, status) in how.items())  # type: ignore[arg-type]
         cut = self.world.random.choice((0, 0, len(items) // 2))
         if cut:
             link.say(frames.Outcome(batch.batch, False, 0.0, cut, items[:cut]))
-        link.say(frames.Outcome(batch.batch, True, execute_ms, len(items), items[cut:]))
+        rest = items[cut:]
+        brief = self.world.chance(0.5)
+        if brief:
+            rest = tuple(item for item in rest if (item.disposition, item.status) != ("answered", "OK"))
+        link.say(frames.Outcome(batch.batch, True, execute_ms, len(items), rest, brief))
 
 
 def _urgency(queued: tuple[Link, frames.Batch]) -> float:

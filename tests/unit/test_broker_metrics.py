@@ -1,0 +1,55 @@
+"""What Prometheus reads of a broker is what happened in its core."""
+
+from __future__ import annotations
+
+from broker_builders import Bench, model, profile
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker.metrics import Outside, registry
+from modelless import frames
+
+
+def scrape(bench: Bench, now_ms: float) -> dict[str, float]:
+    outside = Outside(
+        now_ms=now_ms,
+        loop_lag_seconds=0.25,
+        paused=True,
+        leads=False,
+        commit_failures=3,
+        lag={("modelless.queries", 0): 7},
+    )
+    text = generate_latest(registry(bench.core, lambda: outside)).decode()
+    return {
+        sample.name + "".join(f"|{value}" for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_tell_what_happened() -> None:
+    bench = Bench((model(), [profile(model())]))
+    worker = bench.worker("m:1/onnx-fp32", window_ms=1)
+    bench.admit()
+    bench.admit(id="none", task="none")
+    bench.poll(500)
+    bench.admit(500)
+    bench.poll(500)
+    seen = scrape(bench, 2000)
+    assert seen["modelless_broker_unfinished_queries"] == 3
+    assert seen["modelless_broker_oldest_unfinished_age_seconds"] == 2.0
+    assert seen["modelless_broker_backlog_seconds|cpu"] == 0.02
+    assert seen["modelless_broker_workers|cpu"] == 1
+    assert seen["modelless_broker_queue_seconds_count"] == 1
+    assert seen["modelless_broker_queue_seconds_sum"] == 0.5
+    assert seen["modelless_broker_kafka_lag_records|0|modelless.queries"] == 7
+    assert (seen["modelless_broker_reading_paused"], seen["modelless_broker_leads"]) == (1, 0)
+    assert seen["modelless_broker_commit_failures_total"] == 3
+    bench.core.frame(worker, frames.Outcome(1, True, 9.0, 1, (), rest_ok=True), 600)
+    bench.core.lost(worker, 700)
+    seen = scrape(bench, 2000)
+    assert seen["modelless_broker_outcomes_total|OK|t"] == 1
+    assert seen["modelless_broker_in_time_total|t"] == 1
+    assert seen["modelless_broker_cost_usd_total|t"] > 0
+    assert seen["modelless_broker_workers_lost_total"] == 1
+    assert seen["modelless_broker_workers|cpu"] == 0
