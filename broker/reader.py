@@ -27,7 +27,8 @@ from modelless.kafka import make_admin, make_client, make_consumer, raise_if_can
 
 _log = structlog.get_logger(__name__)
 
-RECORDS_MAX = 500
+RECORDS_MAX = 64
+"""Records per turn of the event loop: a few milliseconds of decoding, so that devices are fed meanwhile."""
 FETCH_WAIT_MS = 200
 SETTLE_S_MAX = 3.0
 """Before partitions are given up: longest wait for what workers have of them."""
@@ -219,6 +220,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             for records in batches.values():
                 self._sink.read(records)
+            await asyncio.sleep(0)  # aiokafka does not yield while it has records
             if not batches:
                 await self._pass_gaps()
 

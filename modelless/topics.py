@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 _LEGAL = re.compile(r"[A-Za-z0-9._-]{1,249}")
 JUDGED_MAX = 1000
@@ -56,6 +57,7 @@ class Topics:
         """The query topic bound to one task."""
         return f"{self.prefix}.queries.{task}"
 
+    @lru_cache(maxsize=1000)  # noqa: B019 - a few instances per process, each for its whole life
     def task_of(self, topic: str) -> str | None:
         """The task that a query topic is bound to; None for the catch-all, the offline and foreign topics."""
         head = f"{self.prefix}.queries."
