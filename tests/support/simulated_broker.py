@@ -18,7 +18,7 @@ from modelless.topics import ReplyTopicRule, Topics
 
 if TYPE_CHECKING:
     from simulated_system import World
-    from simulated_worker import Link, Worker
+    from simulated_worker import Link
 
 
 class Broker:
@@ -44,7 +44,7 @@ class Broker:
         )
         self.member, self.generation, self.rejoined, self.leaving = True, -1, -1, True
         self.finished_since_commit = 0
-        self.links: dict[Worker, Link] = {}
+        self.links: list[Link] = []
         self.pumping, self.timer = False, 0
         self.alive = True
         self.life = object()
@@ -74,7 +74,7 @@ class Broker:
         self.explain_duplicates()
         self.alive = False
         self.core = Core()
-        for link in list(self.links.values()):
+        for link in list(self.links):
             link.broken()
         world.after(world.random.choice((50.0, SESSION_MS)), self.restart)
 
@@ -197,7 +197,7 @@ class Broker:
             self.after(wake_ms - now_ms + late_ms, lambda: self.pump() if timer == self.timer else None)
 
     def link_of(self, worker: devices.Worker) -> Link:
-        return next(link for link in self.links.values() if link.worker is worker)
+        return next(link for link in self.links if link.worker is worker)
 
     def acknowledged(self, then: Callable[[Entry, str], None], entry: Entry, status: str) -> None:
         """Kafka does its part even when the broker dies meanwhile."""

@@ -19,7 +19,7 @@ from itertools import count
 
 from broker_builders import tensor
 from simulated_broker import Broker
-from simulated_facts import FLEET, GROUPS, LATE_BOUND_MS, TOPIC, Variant, fail
+from simulated_facts import FLEET, GROUPS, LATE_BOUND_MS, SETTLE_MS, TOPIC, Variant, fail
 from simulated_worker import Link, Worker
 
 from broker.ledger import Source
@@ -73,12 +73,12 @@ class World:
         return self.random.random() < share
 
     def run(self) -> None:
-        for index in range(self.random.choice((1, 2))):
-            self.start_broker(f"broker-{index}")
         for index in range(self.random.choice((1, 2, 3))):
             worker = Worker(self, f"worker-{index}", GROUPS[index % 2])
             self.workers.append(worker)
             self.after(self.between(0, 50), worker.start)
+        for index in range(self.random.choice((1, 2))):
+            self.start_broker(f"broker-{index}")
         span_ms = self.random.choice((50.0, 400.0, 1500.0))
         for _ in range(self.queries):
             self.after(self.between(0, span_ms), self.produce)
@@ -171,6 +171,9 @@ class World:
         generation = self.generation
         for broker in self.members():
             broker.give_up(generation)
+        if self.faults and not self.quiet and self.chance(0.5):
+            worker, broker = self.random.choice(self.workers), self.random.choice(self.brokers)
+            self.after(self.between(1, SETTLE_MS), lambda: worker.cut(broker))
         self.after(10, lambda: self.deal(generation))
 
     def members(self) -> list[Broker]:
@@ -243,14 +246,14 @@ class World:
         wake_ms = broker.core.wake_at_ms()
         if wake_ms <= self.now_ms:
             fail("it would poll without end")
-        idle = not any(link.unsettled for link in broker.links.values())
+        idle = not any(link.unsettled for link in broker.links)
         for record in records:
             query, deadline_ms = self.asked[record], self.deadline_ms(record)
             if query.on_miss != "late" and deadline_ms <= self.now_ms:
                 fail(f"P6: {record} still waits at {self.now_ms:.2f}, its deadline was {deadline_ms:.2f}")
             if query.on_miss != "late" and wake_ms > deadline_ms:
                 fail(f"P6: sleeps until {wake_ms:.2f}, past the deadline {deadline_ms:.2f} of {record}")
-            loaded = (variant for link in broker.links.values() for variant in link.variants())
+            loaded = (variant for link in broker.links for variant in link.variants())
             if idle and any(variant in self.pool(query) for variant in loaded):
                 fail(f"{record} waits, and a device that could run it is idle")
 
@@ -269,7 +272,7 @@ class World:
         """What could ever run it, by what ``on_miss`` gives up."""
         rows, latency_ms = query.inputs[0].shape[0], query.latency_ms_max or LATE_BOUND_MS
         affordable = [v for v in self.candidates(query) if query.cost_max is None or v.cost <= query.cost_max]
-        fast = [v for v in affordable if v.ms(rows) <= latency_ms]
+        fast = [v for v in affordable if v.ms(rows) < latency_ms - 1e-6]
         accurate = [v for v in affordable if v.accuracy >= self.floor(query)]
         exact = [v for v in fast if v in accurate]
         return {"reject": exact, "late": accurate, "degrade": fast}[query.on_miss]

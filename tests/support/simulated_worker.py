@@ -66,9 +66,9 @@ class Link:
         self.alive = False
         broker, worker = self.broker, self.worker
         self.of.world.duplicates_max += sum(len(batch.items) for batch in self.unsettled.values())
-        del broker.links[self.of]
 
         def lost() -> None:
+            broker.links.remove(self)
             broker.core.lost(worker, self.of.world.now_ms)
             broker.kick()
 
@@ -100,7 +100,8 @@ class Worker:
             return
         name = f"{self.name}-{next(self.incarnations)}-{id(self)}"
         worker = devices.Worker(self.name, name, self.group, 1.0, 1 << 30, ())
-        link = self.links[broker] = broker.links[self] = Link(broker, self, worker)
+        link = self.links[broker] = Link(broker, self, worker)
+        broker.links.append(link)
         broker.core.joined(worker)
         link.say(self.state())
         records: dict[int, list[int]] = defaultdict(list)
@@ -166,7 +167,8 @@ class Worker:
             return
         if not isinstance(frame, frames.Batch):
             return
-        if frame.variant not in self.loaded:
+        giving_back = self.world.faults and not self.world.quiet and self.world.chance(0.03)
+        if frame.variant not in self.loaded or giving_back:
             self.settle(link, frame, 0.0, {item.record: ("returned", "OK") for item in frame.items})
             return
         self.queue.append((link, frame))
