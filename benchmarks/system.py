@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,8 +215,9 @@ class Load:
         self._producer.produce(self.queries, self._value, headers=[("modelless-id", query_id)])
 
     def receive(self, timeout_s: float) -> int:
-        """Take what is there; waits for the first one at most so long."""
-        messages = self._consumer.consume(500, 0) or self._consumer.consume(1, timeout_s)
+        """Take what is there; waits for the first one at most so long. Sleeps in librdkafka meanwhile."""
+        first = self._consumer.poll(timeout_s)
+        messages = [] if first is None else [first, *self._consumer.consume(500, 0)]
         now_s = time.perf_counter()
         received = 0
         for message in messages:
@@ -229,10 +231,6 @@ class Load:
                 self.failed += headers["modelless-status"] != b"OK"
         self._producer.poll(0)
         return received
-
-    @property
-    def outstanding(self) -> int:
-        return len(self._sent_s)
 
     def closed_loop(self, outstanding: int, seconds: float) -> float:
         """Keep that many queries outstanding; returns replies per second, the first fifth left out."""
@@ -253,16 +251,21 @@ class Load:
     def open_loop(self, per_second: float, seconds: float) -> list[float]:
         """Send at a steady rate whatever comes back; returns latencies in ms, the first fifth left out."""
         self.latencies_ms = []
-        start_s = time.perf_counter()
         number = int(per_second * seconds)
-        for index in range(number):
-            due_s = start_s + index / per_second
-            while (wait_s := due_s - time.perf_counter()) > 0:
-                self.receive(wait_s)
-            self.send()
-            self._producer.poll(0)
+        sender = threading.Thread(target=self._send_steadily, args=(per_second, number))
+        sender.start()
+        while sender.is_alive():
+            self.receive(0.02)
         self.drain()
         return self.latencies_ms[number // 5 :]
+
+    def _send_steadily(self, per_second: float, number: int) -> None:
+        start_s = time.perf_counter()
+        for index in range(number):
+            wait_s = start_s + index / per_second - time.perf_counter()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            self.send()
 
     def drain(self, seconds: float = 20) -> None:
         end_s = time.perf_counter() + seconds
