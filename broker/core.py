@@ -169,9 +169,6 @@ class Core:
         match frame:
             case frames.Outcome():
                 self._outcome(worker, frame, now_ms)
-            case frames.Started():
-                if frame.batch in worker.sent:
-                    worker.sent[frame.batch].started_ms = now_ms
             case frames.Credit():
                 worker.window_ms = frame.window_ms
             case frames.State():
@@ -192,10 +189,10 @@ class Core:
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
             self.statistics.lost_workers += 1
-        for sent in worker.sent.values():
+        for order, sent in enumerate(worker.sent.values()):
             for entry in sent.entries.values():
                 if entry.state is State.SENT:
-                    self._again(entry, now_ms, attempted=sent.started_ms is not None)
+                    self._again(entry, now_ms, attempted=order == 0)  # the oldest is what it ran, most probably
         worker.sent.clear()
         self._replace_stranded(now_ms)
 
@@ -399,7 +396,7 @@ class Core:
         rows = sum(entry.rows for entry in entries)
         cost_ms = candidate.table.p50_ms(rows)
         sent = Sent(next(self._batches), candidate, {e.record: e for e in entries}, cost_ms, rows, worker)
-        worker.sent[sent.batch] = sent
+        worker.give(sent, now_ms)
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
             self.statistics.queue_seconds.observe((now_ms - entry.source.arrival_ms) / 1000)
@@ -429,7 +426,7 @@ class Core:
             if entry is not None and entry.state is State.SENT:
                 self._settle(entry, item, now_ms)
         if frame.final:
-            del worker.sent[frame.batch]
+            worker.settle(frame.batch, now_ms)
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
                 return

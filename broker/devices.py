@@ -21,12 +21,6 @@ class Sent:
     cost_ms: float
     rows: int
     worker: Worker
-    started_ms: float | None = None
-
-    def remaining_ms(self, now_ms: float) -> float:
-        if self.started_ms is None:
-            return self.cost_ms
-        return max(0.0, self.cost_ms - (now_ms - self.started_ms))
 
 
 @dataclass(slots=True, eq=False)
@@ -40,21 +34,39 @@ class Worker:
     memory_bytes_max: int
     builders: tuple[tuple[str, str], ...]
     window_ms: float = 0.0
-    """Credit: predicted ms that may be outstanding."""
+    """Credit: predicted ms that may be sent and not settled."""
     ready: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
     draining: bool = False
     sent: dict[int, Sent] = field(default_factory=dict)
+    """By number, in the order in which they were sent."""
+    ends_ms: float = 0.0
+    """When the device is predicted to have run all of it: one batch after another, without a pause."""
+
+    def give(self, sent: Sent, now_ms: float) -> None:
+        """A batch goes to this worker."""
+        self.sent[sent.batch] = sent
+        self.ends_ms = max(self.ends_ms, now_ms) + sent.cost_ms
+
+    def settle(self, batch: int, now_ms: float) -> Sent:
+        """A batch is settled; what is left cannot take longer than its predicted cost from now."""
+        sent = self.sent.pop(batch)
+        self.ends_ms = min(self.ends_ms, now_ms + self.unsettled_ms)
+        return sent
+
+    @property
+    def unsettled_ms(self) -> float:
+        """Predicted cost of what is sent and not settled; a handful of batches."""
+        return sum([sent.cost_ms for sent in self.sent.values()])
 
     def outstanding_ms(self, now_ms: float) -> float:
-        return sum(sent.remaining_ms(now_ms) for sent in self.sent.values())
+        """Predicted time until the device has run all that was sent."""
+        return max(0.0, self.ends_ms - now_ms)
 
     @property
     def has_room(self) -> bool:
         """Whether another batch may be sent: what is sent and not settled is within the credit, or nothing is sent."""
-        if self.draining:
-            return False
-        return not self.sent or sum(sent.cost_ms for sent in self.sent.values()) < self.window_ms
+        return not self.draining and (not self.sent or self.unsettled_ms < self.window_ms)
 
 
 @dataclass(slots=True, eq=False)

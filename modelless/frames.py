@@ -11,7 +11,6 @@ The conversation::
       | <--- Hello ------------------------- -|
       | ---- State, Answered, Credit -------> |   what is loaded; what I answered lately; how much you may send
       | <--- Batch -------------------------- |
-      | ---- Started -----------------------> |
       | ---- Outcome (replies are in Kafka) > |
       | <--- Cancel ------------------------- |   dropped if it has not started
       | <--- Ping ... Ping -----------------> |   every second each way; three missing: the link is dead
@@ -144,11 +143,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    batch: int
-
-
-@dataclass(frozen=True, slots=True)
 class ItemOutcome:
     """``disposition``:
 
@@ -204,14 +198,13 @@ class Drain:
     reason: str
 
 
-Frame = Hello | State | Credit | Demand | Batch | Started | Outcome | Answered | CancelItems | Ping | Drain
+Frame = Hello | State | Credit | Demand | Batch | Outcome | Answered | CancelItems | Ping | Drain
 FRAME_TYPES: tuple[type[Frame], ...] = (
     Hello,
     State,
     Credit,
     Demand,
     Batch,
-    Started,
     Outcome,
     Answered,
     CancelItems,

@@ -50,7 +50,7 @@ def divide(cap_ms: float, demands: Mapping[Link, Demand | None], now_ms: float) 
     if total <= 0.0:
         return dict.fromkeys(demands, cap_ms / len(demands))
     rest_ms = cap_ms * (1.0 - FLOOR_SHARE)
-    return {link: floor_ms + rest_ms * urgency / total for link, urgency in urgencies.items()}
+    return {link: floor_ms + rest_ms * (urgency / total) for link, urgency in urgencies.items()}
 
 
 def _urgency(demand: Demand | None, now_ms: float) -> float:

@@ -32,14 +32,13 @@ from modelless.frames import (
     Item,
     ItemOutcome,
     Outcome,
-    Started,
 )
 from workers import rows
 from workers.bisect import Culprit, after_bad_end
 from workers.credit import Cap, divide
 
-CREDIT_CHANGE_MIN = 0.1
-"""A window that changed by less than this share is not announced."""
+CREDIT_RISE_MIN, CREDIT_FALL_MIN = 0.1, 0.5
+"""A window that rose or fell by less than this share is not announced: a frame costs more than it would gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,6 @@ class _Held:
     link: int
     batch: Batch
     unsettled: int
-    started: bool = False
     execute_ms: float = 0.0
     rows_run: int = 0
 
@@ -331,9 +329,6 @@ class DeviceQueue:
         self._running, self._run_started_ms = piece, now_ms
         held = piece.held
         self._out.append(Run(held.link, held.batch, piece.indices, now_ms, piece.quarantined))
-        if not held.started:
-            held.started = True
-            self._out.append(Tell(held.link, Started(held.batch.batch)))
 
     def _stop(self, execute_ms: float) -> _Piece:
         piece, self._running = self._running, None
@@ -381,14 +376,16 @@ class DeviceQueue:
             del self._held[held.link, held.batch.batch]
 
     def _grant(self, now_ms: float) -> None:
-        """Announce windows that changed noticeably."""
+        """Announce windows that changed noticeably. What is being published counts only for who waits for credit."""
         cap_ms = 0.0 if self._paused or self._draining else self._cap.cap_ms
         demands = {number: link.demand for number, link in self._links.items()}
         publishing_ms = self._publishing_ms()
         for number, share_ms in divide(cap_ms, demands, now_ms).items():
             link = self._links[number]
-            window_ms = share_ms + publishing_ms.get(number, 0.0) if cap_ms else 0.0
-            if abs(window_ms - link.window_ms) > CREDIT_CHANGE_MIN * link.window_ms:
+            waits = link.demand is not None and link.demand.backlog_ms > 0
+            window_ms = share_ms + publishing_ms.get(number, 0.0) if cap_ms and waits else share_ms
+            change_ms = window_ms - link.window_ms
+            if change_ms > CREDIT_RISE_MIN * link.window_ms or -change_ms > CREDIT_FALL_MIN * link.window_ms:
                 link.window_ms = window_ms
                 self._out.append(Tell(number, Credit(window_ms)))
 

@@ -39,7 +39,7 @@ class Link:
 
     def say(self, frame: frames.Frame) -> None:
         """Worker to broker."""
-        twice = isinstance(frame, frames.Outcome | frames.Started) and self.of.world.chance(0.05)
+        twice = isinstance(frame, frames.Outcome) and self.of.world.chance(0.05)
 
         def heard() -> None:
             if not self.alive:
@@ -182,7 +182,6 @@ class Worker:
         self.running = link, batch = min(self.queue, key=_urgency)
         self.queue.remove(self.running)
         now_ms, life = self.world.now_ms, self.life
-        link.say(frames.Started(batch.batch))
         how: dict[RecordId, tuple[str, str]] = {}
         for item in batch.items:
             if item.record in self.cancelled:

@@ -33,17 +33,24 @@ def test_the_window_is_passed_by_less_than_one_batch() -> None:
     assert not worker.has_room
 
 
-def test_outstanding_work_shrinks_once_it_has_started_and_not_below_nothing() -> None:
+def test_outstanding_work_shrinks_as_the_device_works_and_not_below_nothing() -> None:
     worker = with_batches(2, window_ms=25)
-    assert worker.outstanding_ms(100) == 20
-    worker.sent[1].started_ms = 100
-    assert worker.outstanding_ms(104) == 16
-    assert worker.outstanding_ms(500) == 10
+    assert worker.outstanding_ms(0) == 20
+    assert worker.outstanding_ms(4) == 16
+    assert worker.outstanding_ms(500) == 0
+
+
+def test_a_batch_that_is_settled_early_shortens_the_rest() -> None:
+    worker = with_batches(2, window_ms=25)
+    worker.settle(1, 3)
+    assert worker.outstanding_ms(3) == 10
+    worker.settle(2, 4)
+    assert worker.outstanding_ms(4) == 0
+    assert worker.unsettled_ms == 0
 
 
 def test_frames_of_a_batch_that_is_settled_change_nothing() -> None:
     bench = Bench((model(), [profile(model())]))
     worker = bench.worker(M)
-    bench.core.frame(worker, frames.Started(99), 0)
     bench.core.frame(worker, frames.Outcome(99, True, 1.0, 1, ()), 0)
     assert not worker.sent

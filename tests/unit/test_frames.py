@@ -39,7 +39,7 @@ BATCH = Batch(7, "m:1/onnx-fp32", 0.97, 3.0, (ITEM,), (BatchTensor("x", "FP32", 
 
 def test_types_are_pinned() -> None:
     assert " ".join(kind.__name__ for kind in FRAME_TYPES) == (
-        "Hello State Credit Demand Batch Started Outcome Answered CancelItems Ping Drain"
+        "Hello State Credit Demand Batch Outcome Answered CancelItems Ping Drain"
     )
     assert set(FRAME_TYPES) == set(typing.get_args(Frame))
 
@@ -57,7 +57,7 @@ def test_on_the_wire_it_is_an_array_in_field_order() -> None:
     assert wire.unpack(encode_frame(Demand(5.0, None)), bytes_max=100) == [3, 5.0, None]
     outcome = Outcome(7, True, 1.0, 1, (ItemOutcome(RecordId("t", 0, 9), "answered", "OK"),))
     assert wire.unpack(encode_frame(outcome), bytes_max=100) == [
-        6, 7, True, 1.0, 1, [[["t", 0, 9], "answered", "OK", None]], False,
+        5, 7, True, 1.0, 1, [[["t", 0, 9], "answered", "OK", None]], False,
     ]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ BAD_VALUES: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "metadata in an array": ((5, 0, 11), [], "Item.metadata: must be a map"),
     "data of text": ((6, 0, 3), "x", "BatchTensor.data: must be bytes"),
     "a shape of fractions": ((6, 0, 2), [1.5], "BatchTensor.shape: must be an integer"),
-    "a frame type beyond": ((0,), len(FRAME_TYPES), "frame type 11 is not one of 0 to 10"),
+    "a frame type beyond": ((0,), len(FRAME_TYPES), "frame type 10 is not one of 0 to 9"),
     "a negative frame type": ((0,), -1, "frame type -1"),
     "a textual frame type": ((0,), "Batch", "frame type 'Batch'"),
     "a boolean frame type": ((0,), True, "frame type True"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worker_builders import VARIANT, batch, item
 
-from modelless.frames import CancelItems, Credit, Demand, ItemOutcome, Outcome, Started
+from modelless.frames import CancelItems, Credit, Demand, ItemOutcome, Outcome
 from workers.device_queue import Answer, DeviceQueue, Instruction, Run, Tell
 
 
@@ -58,12 +58,11 @@ def test_the_earliest_deadline_runs_first_and_one_at_a_time() -> None:
     assert order == [3, 2, 1]
 
 
-def test_a_batch_is_announced_as_started_and_settled_once() -> None:
+def test_a_batch_is_settled_once() -> None:
     queue = make_queue()
     queue.push(1, batch(7, [item(1), item(2)]))
     out = queue.poll(0)
     (run,) = runs(out)
-    assert Tell(1, Started(7)) in out
     queue.ran(3.0)
     settle(queue, run, 4)
     (outcome,) = outcomes(queue.poll(4))
