@@ -153,7 +153,9 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         assert self._consumer is not None
         self._generation += 1
         generation = self._generation
-        for topic, partition in self._ledger.owned():  # a generation that was lost without a revocation
+        lost = self._ledger.owned()  # by a generation that ended without a revocation
+        self._sink.withdraw(lost)
+        for topic, partition in lost:
             self._ledger.revoke(topic, partition)
         partitions = sorted(assigned)
         while generation == self._generation:

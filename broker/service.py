@@ -30,6 +30,7 @@ from broker.outbox import Outbox, Outgoing
 from broker.planner import PlannedWorker
 from broker.reader import QueryReader
 from modelless import frames, messages
+from modelless.catalog import read_model, read_profile
 from modelless.clock import KafkaClock
 from modelless.codec import decode_cancel, decode_record, encode_reply
 from modelless.config import Config
@@ -37,7 +38,7 @@ from modelless.errors import ModellessError
 from modelless.fleet import Announcer
 from modelless.frames import LINK_VERSION, Frame, Hello
 from modelless.link import Link, LinkServer, serve
-from modelless.messages import Member, ModelVersion, Plan, Profile, RecordId
+from modelless.messages import Member, Plan, RecordId
 from modelless.metrics import serve_metrics
 from modelless.process import settle
 from modelless.tables import Follower
@@ -273,8 +274,8 @@ class Broker:
         if not key.startswith("model/"):
             return
         with self._alarm(key):
-            model = None if record.value is None else decode_record(ModelVersion, record.value)
-            self._core.catalog.put_model(key.removeprefix("model/"), model)
+            name = key.removeprefix("model/")
+            self._core.catalog.put_model(name, read_model(name, record.value))
             self._core.catalog_changed(self._clock.now_ms())
             self._metadata_wanted.set()
             self.kick()
@@ -282,8 +283,7 @@ class Broker:
     def _on_profile(self, record: ConsumerRecord) -> None:
         key = (record.key or b"").decode(errors="replace")
         with self._alarm(key):
-            profile = None if record.value is None else decode_record(Profile, record.value)
-            self._core.catalog.put_profile(key, profile)
+            self._core.catalog.put_profile(key, read_profile(key, record.value))
             self._core.catalog_changed(self._clock.now_ms())
             self.kick()
 
@@ -334,7 +334,8 @@ class Broker:
     def _on_lost(self, link: Link, reason: str) -> None:
         worker = self._workers.pop(link, None)
         if worker is not None:
-            self._links.pop(worker.incarnation, None)
+            if self._links.get(worker.incarnation) is link:
+                del self._links[worker.incarnation]
             self._core.lost(worker, self._clock.now_ms())
             _log.warning("worker lost", worker=worker.name, reason=reason)
             self.kick()

@@ -73,6 +73,32 @@ def digest_of(model: ModelVersion) -> str:
     )
 
 
+def read_model(key: str, value: bytes | None) -> ModelVersion | None:
+    """The model version of a registry record, None for a removed one. ``key`` is ``name:version``.
+
+    Raises:
+        DecodeError: undecodable, of another key, or with a digest that is not its content's.
+    """
+    if value is None:
+        return None
+    model = decode_record(ModelVersion, value)
+    if model.key != key:
+        raise DecodeError(f"it is of {model.key!r}")
+    if model.digest != digest_of(model):
+        raise DecodeError("its digest is not its content's")
+    return model
+
+
+def read_profile(key: str, value: bytes | None) -> Profile | None:
+    """The profile of a record, None for a removed one. ``key`` is ``variant@group``. Raises DecodeError."""
+    if value is None:
+        return None
+    profile = decode_record(Profile, value)
+    if profile.key != key:
+        raise DecodeError(f"it is of {profile.key!r}")
+    return profile
+
+
 class Catalog:
     """The models by ``name:version`` and the profiles by ``(variant, group)``, as the topics say now."""
 
@@ -86,35 +112,27 @@ class Catalog:
         key = (record.key or b"").decode("utf-8", "replace")
         try:
             if record.topic == self._topics.registry and key.startswith("model/"):
-                return self._apply_model(key.removeprefix("model/"), record.value)
+                self._apply_model(key.removeprefix("model/"), record.value)
             if record.topic == self._topics.profiles:
-                return self._apply_profile(key, record.value)
+                self._apply_profile(key, record.value)
         except DecodeError as error:
             return f"record of {key!r} refused: {error.message}"
         return None
 
-    def _apply_model(self, key: str, value: bytes | None) -> str | None:
-        if value is None:
+    def _apply_model(self, key: str, value: bytes | None) -> None:
+        model = read_model(key, value)
+        if model is None:
             self._models.pop(key, None)
-            return None
-        model = decode_record(ModelVersion, value)
-        if model.key != key:
-            return f"model {key!r} refused: its record is of {model.key!r}"
-        if model.digest != digest_of(model):
-            return f"model {key!r} refused: its digest is not its content's"
-        self._models[key] = model
-        return None
+        else:
+            self._models[key] = model
 
-    def _apply_profile(self, key: str, value: bytes | None) -> str | None:
+    def _apply_profile(self, key: str, value: bytes | None) -> None:
         variant, _, group = key.rpartition("@")
-        if value is None:
+        profile = read_profile(key, value)
+        if profile is None:
             self._profiles.pop((variant, group), None)
-            return None
-        profile = decode_record(Profile, value)
-        if profile.key != key:
-            return f"profile {key!r} refused: its record is of {profile.key!r}"
-        self._profiles[variant, group] = profile
-        return None
+        else:
+            self._profiles[variant, group] = profile
 
     def models(self) -> list[ModelVersion]:
         """By name, then version."""
