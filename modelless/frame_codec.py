@@ -8,21 +8,13 @@ from __future__ import annotations
 from modelless import wire
 from modelless.errors import DecodeError
 from modelless.fields import shown
-from modelless.frames import (
-    FRAME_BYTES_MAX,
-    FRAME_TYPES,
-    BatchTensor,
-    Frame,
-    Item,
-    ItemOutcome,
-    VariantState,
-)
+from modelless.frames import FRAME_BYTES_MAX, FRAME_TYPES, Frame, VariantState
 from modelless.structure import array_fields, array_packer, decoder
 
 ITEMS_MAX = 1_000_000
 """Elements of one frame: a batch of thousands of queries, or the offsets of what a worker answered lately."""
 
-_pack = array_packer(Item, ItemOutcome, BatchTensor, VariantState)
+_pack = array_packer(VariantState)
 _TYPES = {kind: (index, array_fields(kind)) for index, kind in enumerate(FRAME_TYPES)}
 _DECODERS = [decoder(kind, "array") for kind in FRAME_TYPES]
 

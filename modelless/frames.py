@@ -1,7 +1,7 @@
 """Frames of the link between a broker and a worker.
 
 A frame on the wire is a 4-byte big-endian length, then one MessagePack array ``[type, field, ...]`` with the
-fields of the dataclass below in their order. :mod:`modelless.link` reads and writes them; this module is only
+fields of the class below in their order. :mod:`modelless.link` reads and writes them; this module is only
 what they mean.
 
 The conversation::
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from modelless.messages import RecordId
 
@@ -92,8 +92,7 @@ class Demand:
     deadline_ms: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One query of a batch: what the worker needs to answer it."""
 
     record: RecordId
@@ -118,8 +117,7 @@ class Item:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchTensor:
+class BatchTensor(NamedTuple):
     """One input of all items, concatenated along the first dimension."""
 
     name: str
@@ -142,8 +140,7 @@ class Batch:
     inputs: tuple[BatchTensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ItemOutcome:
+class ItemOutcome(NamedTuple):
     """``disposition``:
 
     * ``answered``: Kafka acknowledged the reply; ``status`` says which.

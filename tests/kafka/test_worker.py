@@ -103,7 +103,7 @@ class Broker:
         self.numbers += 1
         offset = 1000 * self.numbers
         topic = fields.pop("reply_topic", self.topics.replies)
-        items = [replace(item(offset + i, reply_topic=str(topic)), **fields) for i in range(len(firsts))]  # type: ignore[arg-type]
+        items = [item(offset + i, reply_topic=str(topic))._replace(**fields) for i in range(len(firsts))]  # type: ignore[arg-type]
         rows = np.repeat(np.array(firsts, "<f4")[:, None], 4, axis=1)
         inputs = (frames.BatchTensor("x", "FP32", rows.shape, rows.tobytes()),)
         sent = replace(batch(self.numbers, items, variant=variant), inputs=inputs)

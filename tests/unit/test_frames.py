@@ -91,8 +91,8 @@ BAD_VALUES: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "a number for items": ((5,), 3, "Batch.items: must be an array"),
     "an item of text": ((5, 0), "x", "Batch.items: Item: must be an array of 14 fields"),
     "an item with a field less": ((5, 0), [1], "Item: must be an array of 14 fields, got 1"),
-    "a record of two": ((5, 0, 0), ["t", 1], "Item.record: must be an array of 3 values, got 2"),
-    "a record with a textual partition": ((5, 0, 0), ["t", "1", 2], "Item.record: must be an integer"),
+    "a record of two": ((5, 0, 0), ["t", 1], "Item.record: RecordId: must be an array of 3 fields, got 2"),
+    "a record with a textual partition": ((5, 0, 0), ["t", "1", 2], "RecordId.partition: must be an integer"),
     "nil for a required text": ((5, 0, 1), None, "Item.id: must be a string"),
     "bytes for text": ((5, 0, 1), b"q", "Item.id: must be a string"),
     "an unknown form": ((5, 0, 9), "xml", "Item.form: must be one of msgpack, json"),
@@ -113,6 +113,46 @@ BAD_VALUES: dict[str, tuple[tuple[int, ...], Any, str]] = {
 def test_a_bad_value_is_refused_with_its_path(path: tuple[int, ...], value: Any, reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):
         decode_frame(altered(path, value))
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    1,
+    2**63,
+    1.5,
+    math.nan,
+    math.inf,
+    True,
+    "json",
+    b"x",
+    [],
+    [["a", b"b"]],
+    {},
+    {"k": "v"},
+)
+changed_fields = st.dictionaries(st.integers(0, 13), st.sampled_from(ODD_VALUES), max_size=2)
+
+
+def decoded_items(items: list[Any]) -> Any:
+    """The items as decoded, or why not."""
+    try:
+        decoded = decode_frame(altered((5,), items))
+    except DecodeError as error:
+        return error.message
+    assert isinstance(decoded, Batch)
+    assert all(type(value) is float for item in decoded.items for value in item[3:6] if value is not None)
+    return decoded.items
+
+
+@given(st.lists(changed_fields, max_size=4), st.booleans())
+def test_items_are_judged_together_as_each_alone(changes: list[dict[int, Any]], shorter: bool) -> None:
+    good = wire.unpack(encode_frame(BATCH), bytes_max=10_000)[5][0]
+    items = [[changed.get(index, value) for index, value in enumerate(good)] for changed in changes]
+    if shorter and items:
+        del items[-1][-1]
+    alone = [decoded_items([item]) for item in items]
+    refused = [reason for reason in alone if isinstance(reason, str)]
+    assert decoded_items(items) == (refused[0] if refused else tuple(item for (item,) in alone))
 
 
 @pytest.mark.parametrize(
