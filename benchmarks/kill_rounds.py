@@ -66,6 +66,7 @@ class Outsider:
         self._producer = Producer(quiet | {"acks": "all", "linger.ms": 0, "message.timeout.ms": 120_000})
         self._quiet = quiet
         self._latency_ms_max = latency_ms_max
+        self._run = f"{time.time_ns():x}"  # ids are unique to this load: other replies on the topic are not its own
         self.acknowledged: dict[str, None] = {}
         self.replies: Counter[str] = Counter()
         self.first: dict[str, str] = {}
@@ -75,8 +76,9 @@ class Outsider:
         self._reader.start()
 
     def send(self, number: int) -> None:
+        name = f"{self._run}-{number}"
         body = {
-            "id": f"q{number}",
+            "id": name,
             "inputs": [
                 {"name": "x", "datatype": "FP32", "shape": [1, LAYERS[0]], "data": [number % 7 / 7] * LAYERS[0]}
             ],
@@ -86,7 +88,7 @@ class Outsider:
 
         def acknowledged(error: object, _: object) -> None:
             if error is None:
-                self.acknowledged[f"q{number}"] = None
+                self.acknowledged[name] = None
 
         self._producer.produce(self._topic, json.dumps(body), key=key, on_delivery=acknowledged)
         self._producer.poll(0)
@@ -126,6 +128,8 @@ class Outsider:
                 if message.error():
                     continue
                 name = dict(message.headers())["modelless-id"].decode()
+                if not name.startswith(self._run):
+                    continue
                 self.replies[name] += 1
                 if name not in self.first:
                     self.first[name] = json.loads(message.value())["parameters"]["status"]
