@@ -55,6 +55,7 @@ __all__ = [
     "encode_query",
     "encode_record",
     "encode_reply",
+    "reply_body",
     "salvage",
 ]
 
@@ -120,7 +121,7 @@ def encode_reply(reply: Reply, form: Form = "msgpack") -> bytes:
     """In the form that its query came in. What is None or empty does not travel; a long message is cut."""
     if form == "json":
         return json_form.encode_reply(reply)
-    return wire.pack(_reply_body(reply))
+    return wire.pack(reply_body(reply))
 
 
 def decode_reply(value: bytes | None, *, bytes_max: int = BYTES_MAX) -> Reply:
@@ -356,7 +357,8 @@ def _query_body(query: Query) -> dict[str, Any]:
     return body
 
 
-def _reply_body(reply: Reply) -> dict[str, Any]:
+def reply_body(reply: Reply) -> dict[str, Any]:
+    """What of a reply travels, ``data`` last of each of its outputs."""
     body = {name: value for name, value in zip(_REPLY_NAMES, _reply_values(reply), strict=True) if value is not None}
     if not reply.missed:
         del body["missed"]

@@ -35,7 +35,9 @@ class AnsweredLately:
             self._buckets.append((now_ms, {}))
         bucket = self._buckets[-1][1]
         for topic, partition, offset in records:
-            offsets = bucket.setdefault((topic, partition), set())
+            offsets = bucket.get((topic, partition))
+            if offsets is None:
+                offsets = bucket[topic, partition] = set()
             self._count += offset not in offsets
             offsets.add(offset)
         self._forget(now_ms)

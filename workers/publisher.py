@@ -18,6 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -52,7 +54,7 @@ _log = structlog.get_logger(__name__)
 Lane = tuple[str, int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Group:
     """Replies that are reported together."""
 
@@ -65,6 +67,9 @@ class _Group:
         outcomes, self.outcomes = self.outcomes, []
         if outcomes:
             self.on_settled(outcomes)
+
+
+Entry = tuple[Outgoing, _Group]
 
 
 class Publisher:
@@ -82,8 +87,8 @@ class Publisher:
         self._replace = replace
         self._on_pressure = on_pressure
         self._producer: AIOKafkaProducer | None = None
-        self._lanes: dict[Lane, deque[tuple[Outgoing, _Group]]] = {}
-        self._open: dict[int, _Group] = {}
+        self._lanes: dict[Lane, deque[Entry]] = {}
+        self._open: set[_Group] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._rebuilding = asyncio.Lock()
         self._pressed = False
@@ -118,26 +123,27 @@ class Publisher:
     def publish(self, replies: Sequence[Outgoing], on_settled: Callable[[list[ItemOutcome]], None]) -> None:
         """Write the replies; ``on_settled`` is called with their outcomes, in one or few parts."""
         group = _Group(on_settled, len(replies), time.monotonic())
-        self._open[id(group)] = group
+        self._open.add(group)
+        self._count(replies, 1)
         counts: dict[str, int] = {}
         for reply in replies:
-            self._count(reply, 1)
             item = reply.item
-            partition = item.reply_partition
+            topic, partition = item.reply_topic, item.reply_partition
             if partition is None:
-                count = counts.get(item.reply_topic) or self._partitions(item.reply_topic)
-                counts[item.reply_topic] = count
+                count = counts.get(topic)
+                if count is None:
+                    count = counts[topic] = self._partitions(topic)
                 partition = _place(reply, count) if count else -1
-            self._enqueue((item.reply_topic, partition), reply, group)
+            self._enqueue((topic, partition), (reply, group))
 
-    def _enqueue(self, lane: Lane, reply: Outgoing, group: _Group) -> None:
+    def _enqueue(self, lane: Lane, entry: Entry) -> None:
         waiting = self._lanes.get(lane)
         if waiting is None:
             waiting = self._lanes[lane] = deque()
             self._spawn(self._serve(lane, waiting))
-        waiting.append((reply, group))
+        waiting.append(entry)
 
-    async def _serve(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]]) -> None:
+    async def _serve(self, lane: Lane, waiting: deque[Entry]) -> None:
         """Write what waits in the lane, batch after batch, until there is nothing."""
         try:
             if not self._partitions(lane[0]):
@@ -147,7 +153,7 @@ class Publisher:
         finally:
             del self._lanes[lane]
 
-    async def _find(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]]) -> None:
+    async def _find(self, lane: Lane, waiting: deque[Entry]) -> None:
         """Learn the partitions of a topic that is not known yet; if several looks do not find it, it is gone."""
         topic, partition = lane
         misses, problem = 0, None
@@ -157,26 +163,24 @@ class Publisher:
             await asyncio.sleep(RETRY_S if misses or not self._partitions(topic) else 0)
         count = self._partitions(topic)
         while waiting and (not count or partition < 0):
-            reply, group = waiting.popleft()
+            entry = waiting.popleft()
             if count:
-                self._enqueue((topic, _place(reply, count)), reply, group)
+                self._enqueue((topic, _place(entry[0], count)), entry)
             else:
-                self._settle(group, reply, reply.undeliverable(problem or f"topic {topic} does not exist"))
+                self._settle([entry], problem or f"topic {topic} does not exist")
 
-    async def _write_next(self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]], at_most: int = 1 << 30) -> None:
+    async def _write_next(self, lane: Lane, waiting: deque[Entry], at_most: int = 1 << 30) -> None:
         """One batch, however often that takes."""
         taken, error = await self._try(lane, waiting, at_most)
         if error is None:
-            for reply, group in taken:
-                self._settle(group, reply, reply.outcome())
+            self._settle(taken)
             return
         if isinstance(error, _TOO_LARGE):
             await self._shrink(lane, taken)
             return
         problem = await self._problem(lane, error)
         if problem:
-            for reply, group in taken:
-                self._settle(group, reply, reply.undeliverable(problem))
+            self._settle(taken, problem)
             return
         _log.warning("replies could not be written, trying again", topic=lane[0], replies=len(taken), error=repr(error))
         waiting.extendleft(reversed(taken))
@@ -184,14 +188,12 @@ class Publisher:
         if not getattr(error, "retriable", True):
             await self._rebuild()
 
-    async def _try(
-        self, lane: Lane, waiting: deque[tuple[Outgoing, _Group]], at_most: int
-    ) -> tuple[list[tuple[Outgoing, _Group]], BaseException | None]:
+    async def _try(self, lane: Lane, waiting: deque[Entry], at_most: int) -> tuple[list[Entry], BaseException | None]:
         """Send one batch of what waits; what was taken for it, and how it failed."""
         assert self._producer is not None, "started"
         producer = self._producer
         batch = producer.create_batch()
-        taken: list[tuple[Outgoing, _Group]] = []
+        taken: list[Entry] = []
         while waiting and len(taken) < at_most:
             reply = waiting[0][0]
             fits = batch.append(key=reply.item.key, value=reply.value, timestamp=None, headers=reply.headers)
@@ -207,7 +209,7 @@ class Publisher:
             return taken, error
         return taken, None
 
-    async def _shrink(self, lane: Lane, taken: list[tuple[Outgoing, _Group]]) -> None:
+    async def _shrink(self, lane: Lane, taken: list[Entry]) -> None:
         """The topic takes no batch as large: write one by one; a single one that is too large becomes an error."""
         if len(taken) > 1:
             rest = deque(taken)
@@ -217,10 +219,10 @@ class Publisher:
         reply, group = taken[0]
         instead = self._replace(reply)
         if len(instead.value) >= len(reply.value):
-            self._settle(group, reply, reply.undeliverable("even an error reply is too large for its topic"))
+            self._settle(taken, "even an error reply is too large for its topic")
             return
-        self._count(instead, 1)
-        self._count(reply, -1)
+        self._count([instead], 1)
+        self._count([reply], -1)
         await self._write_next(lane, deque([(instead, group)]))
 
     async def _problem(self, lane: Lane, error: BaseException) -> str | None:
@@ -264,25 +266,28 @@ class Publisher:
         assert self._producer is not None, "started"
         return len(self._producer.client.cluster.partitions_for_topic(topic) or ())
 
-    def _settle(self, group: _Group, reply: Outgoing, outcome: ItemOutcome) -> None:
-        self._count(reply, -1)
-        group.outcomes.append(outcome)
-        group.missing -= 1
-        if group.missing == 0:
-            self._open.pop(id(group), None)
-            group.report()
+    def _settle(self, entries: Sequence[Entry], problem: str | None = None) -> None:
+        """The replies are in Kafka, or can never be for the reason given."""
+        for group, own in groupby(entries, itemgetter(1)):
+            replies = [reply for reply, _ in own]
+            self._count(replies, -1)
+            group.outcomes += [reply.outcome(problem) for reply in replies]
+            group.missing -= len(replies)
+            if group.missing == 0:
+                self._open.discard(group)
+                group.report()
 
     async def _report_partial(self) -> None:
         while True:
             await asyncio.sleep(PARTIAL_S)
             now_s = time.monotonic()
-            for group in list(self._open.values()):
+            for group in list(self._open):
                 if now_s - group.since_s > PARTIAL_S:
                     group.report()
 
-    def _count(self, reply: Outgoing, sign: int) -> None:
-        self.pending += sign
-        self.pending_bytes += sign * len(reply.value)
+    def _count(self, replies: Sequence[Outgoing], sign: int) -> None:
+        self.pending += sign * len(replies)
+        self.pending_bytes += sign * sum([len(reply.value) for reply in replies])
         pressed = self.pending_bytes > PENDING_BYTES_MAX // (2 if self._pressed else 1)
         if pressed != self._pressed:
             self._pressed = pressed

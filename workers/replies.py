@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from modelless import headers
 from modelless.codec import encode_reply
+from modelless.errors import OK
 from modelless.frames import BatchTensor, Item, ItemOutcome
 from modelless.messages import Reply, split_variant
+from modelless.reply_template import ReplyTemplate
+from modelless.tensors import Tensor
 from workers import rows
 from workers.device_queue import Answer, Run
 
 Headers = list[tuple[str, bytes]]
+Disposition = Literal["answered", "poisoned"]
 _MS_PER_HOUR = 3_600_000
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One reply of ``item`` on its way to Kafka, and what to tell the broker when it is there."""
 
     item: Item
     status: str
     value: bytes
     headers: Headers
-    disposition: Literal["answered", "poisoned"] = "answered"
+    disposition: Disposition = "answered"
 
     @property
     def partition_key(self) -> bytes:
         """What murmur2 takes where no partition is asked for."""
         return self.item.key if self.item.key is not None else self.item.id.encode()
 
-    def outcome(self) -> ItemOutcome:
-        return ItemOutcome(self.item.record, self.disposition, self.status)
-
-    def undeliverable(self, reason: str) -> ItemOutcome:
-        return ItemOutcome(self.item.record, "undeliverable", self.status, reason)
+    def outcome(self, problem: str | None = None) -> ItemOutcome:
+        """The reply is in Kafka, or there is a problem and it can never be."""
+        return ItemOutcome(self.item.record, "undeliverable" if problem else self.disposition, self.status, problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +53,50 @@ def of_run(
 ) -> list[Outgoing]:
     """One OK reply per item. ``now_ms`` is Kafka time; the cost is shared by rows."""
     items = run.items
-    rows_run = run.rows
-    batch = run.batch
-    key, _ = split_variant(batch.variant)
-    model, _, version = key.rpartition(":")
-    cost_per_row = author.price_per_hour / _MS_PER_HOUR * execute_ms / rows_run
+    templates: dict[int, ReplyTemplate] = {}
     replies = []
-    for item, tensors in zip(items, rows.split(outputs, [item.rows for item in items]), strict=True):
+    for item, data in zip(items, rows.split(outputs, [item.rows for item in items]), strict=True):
+        template = templates.get(item.rows)
+        if template is None:
+            template = templates[item.rows] = ReplyTemplate(_example(run, item.rows, outputs, data, execute_ms, author))
         late = item.latency_deadline_ms is not None and now_ms > item.latency_deadline_ms
-        reply = Reply(
-            id=item.id,
-            query=str(item.record),
-            status="OK",
-            outputs=tensors,
-            model=model,
-            version=int(version) if version.isdigit() else None,
-            variant=batch.variant,
-            group=author.group,
-            accuracy=batch.accuracy,
-            cost=cost_per_row * item.rows,
-            batch_size=rows_run,
-            queue_ms=max(0.0, run.started_ms - item.arrival_ms),
-            execute_ms=execute_ms,
-            missed=(*item.missed, "latency") if late else item.missed,
-            metadata=item.metadata,
-        )
-        replies.append(_outgoing(item, reply))
+        missed = (*item.missed, "latency") if late else item.missed
+        query = str(item.record)
+        queue_ms = max(0.0, run.started_ms - item.arrival_ms)
+        value = template.encode(item.id, query, queue_ms, missed, item.metadata, data, item.form)
+        replies.append(Outgoing(item, OK, value, _headers(item, OK, query)))
     return replies
+
+
+def _example(
+    run: Run,
+    rows_own: int,
+    outputs: Sequence[BatchTensor],
+    data: Sequence[memoryview],
+    execute_ms: float,
+    author: Author,
+) -> Reply:
+    """What the replies to the queries of ``rows_own`` rows have in common."""
+    key, _ = split_variant(run.batch.variant)
+    model, _, version = key.rpartition(":")
+    rows_run = run.rows
+    return Reply(
+        id="",
+        query="",
+        status=OK,
+        outputs=tuple(
+            Tensor(output.name, output.datatype, (rows_own, *output.shape[1:]), own)
+            for output, own in zip(outputs, data, strict=True)
+        ),
+        model=model,
+        version=int(version) if version.isdigit() else None,
+        variant=run.batch.variant,
+        group=author.group,
+        accuracy=run.batch.accuracy,
+        cost=author.price_per_hour / _MS_PER_HOUR * execute_ms / rows_run * rows_own,
+        batch_size=rows_run,
+        execute_ms=execute_ms,
+    )
 
 
 def of_answer(answer: Answer, author: Author, now_ms: float) -> list[Outgoing]:
@@ -105,14 +123,14 @@ def _error(item: Item, status: str, message: str, author: Author, now_ms: float,
         missed=item.missed,
         metadata=item.metadata,
     )
-    return _outgoing(item, reply, "poisoned" if poisoned else "answered")
+    disposition: Disposition = "poisoned" if poisoned else "answered"
+    return Outgoing(item, status, encode_reply(reply, item.form), _headers(item, status, reply.query), disposition)
 
 
-def _outgoing(item: Item, reply: Reply, disposition: Literal["answered", "poisoned"] = "answered") -> Outgoing:
-    written: Headers = [
+def _headers(item: Item, status: str, query: str) -> Headers:
+    return [
         (headers.ID, item.id.encode()),
-        (headers.STATUS, reply.status.encode()),
-        (headers.QUERY, reply.query.encode()),
+        (headers.STATUS, status.encode()),
+        (headers.QUERY, query.encode()),
         *item.headers,
     ]
-    return Outgoing(item, reply.status, encode_reply(reply, item.form), written, disposition)

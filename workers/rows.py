@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 from modelless.frames import Batch, BatchTensor
-from modelless.tensors import ITEM_BYTES, Tensor
+from modelless.tensors import ITEM_BYTES
 
 
 def check(batch: Batch) -> str | None:
     """Why the inputs cannot be those of the items (rows, datatype, bytes disagree), or None when they can."""
-    rows = sum(item.rows for item in batch.items)
-    if not batch.items or not batch.inputs or min(item.rows for item in batch.items) < 1:
+    counts = [item.rows for item in batch.items]
+    rows = sum(counts)
+    if not batch.inputs or min(counts, default=0) < 1:
         return "a batch needs items with rows, and inputs"
     for tensor in batch.inputs:
         if not tensor.shape or tensor.shape[0] != rows:
@@ -31,19 +33,17 @@ def gather(batch: Batch, indices: Sequence[int]) -> tuple[BatchTensor, ...]:
     return tuple(_take(tensor, spans, rows) for tensor in batch.inputs)
 
 
-def split(outputs: Sequence[BatchTensor], rows: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """The outputs cut into one tuple of tensors per item; views, no copies. ``rows`` are the items' rows in order."""
-    total = sum(rows)
-    cut: list[tuple[Tensor, ...]] = []
-    plan = [(o.name, o.datatype, o.shape[1:], memoryview(o.data), len(o.data) // total) for o in outputs]
-    start = 0
-    for count in rows:
-        end = start + count
-        cut.append(
-            tuple(Tensor(name, kind, (count, *tail), data[start * b : end * b]) for name, kind, tail, data, b in plan)
+def split(outputs: Sequence[BatchTensor], rows: Sequence[int]) -> list[tuple[memoryview, ...]]:
+    """The bytes of the outputs cut into one tuple per item, views of them. ``rows`` are the items' rows in order."""
+    ends = [*accumulate(rows)]
+    columns = []
+    for output in outputs:
+        data = memoryview(output.data)
+        row_bytes = len(data) // ends[-1]
+        columns.append(
+            [data[(end - count) * row_bytes : end * row_bytes] for end, count in zip(ends, rows, strict=True)]
         )
-        start = end
-    return cut
+    return [*zip(*columns, strict=True)] if columns else [()] * len(rows)
 
 
 def _spans(batch: Batch, indices: Sequence[int]) -> list[tuple[int, int]]:

@@ -25,8 +25,10 @@ from modelless.codec import (
     salvage,
 )
 from modelless.errors import DecodeError
+from modelless.frames import Form
 from modelless.headers import Headers
 from modelless.messages import Cancel, Member, ModelVersion, Plan, Profile, Query, Reply
+from modelless.reply_template import OWN, ReplyTemplate
 from modelless.tensors import Tensor
 
 PIXELS = Tensor.from_numpy("pixels", np.arange(4, dtype=np.float32).reshape(2, 2))
@@ -54,6 +56,18 @@ def test_query_round_trip(query: Query) -> None:
 @given(replies())
 def test_reply_round_trip(reply: Reply) -> None:
     assert decode_reply(encode_reply(reply)) == reply
+
+
+@given(replies(), replies(), st.sampled_from(["msgpack", "json"]))
+def test_a_reply_of_a_template_says_what_it_says_alone(example: Reply, own: Reply, form: Form) -> None:
+    of_json = form == "json"
+    data = [bytes(len(tensor.data)) for tensor in example.outputs]
+    outputs = tuple(replace(tensor, data=each) for tensor, each in zip(example.outputs, data, strict=True))
+    fields: dict[str, Any] = {name: getattr(own, name) for name in OWN}
+    whole = replace(example, outputs=outputs, **fields)
+    value = ReplyTemplate(example).encode(**fields, data=data, form=form)
+    assert value == encode_reply(whole, form) if of_json else decode_reply(value) == whole
+    assert of_json or wire.unpack(value, bytes_max=10_000) == wire.unpack(encode_reply(whole), bytes_max=10_000)
 
 
 @pytest.mark.parametrize("cancel", [Cancel(id="q-1"), Cancel(query="modelless.queries/0/12")])
