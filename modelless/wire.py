@@ -55,6 +55,8 @@ def unpack(
 
 def check_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     """``pairs`` of one map as a dict. Raises DecodeError for a repeated key or one that is not a string."""
+    if not pairs:
+        return {}
     value = dict(pairs)
     if len(value) != len(pairs) or not _STRINGS.issuperset(map(type, value)):
         seen: set[Any] = set()
