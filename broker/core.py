@@ -89,7 +89,7 @@ class Core:
         self._parked: list[tuple[float, int, Entry]] = []
         self._parks = True
         self._ready: dict[tuple[str, str], list[Worker]] = {}
-        self._cancelled: dict[str, None] = {}
+        self._cancelled: dict[str, float] = {}
         self._instructions: list[Instruction] = []
         self._batches = count(1)
         self._sequence = count()
@@ -99,7 +99,7 @@ class Core:
     def admit(self, entry: Entry, now_ms: float) -> None:
         """A decoded query enters; its record was accepted by the ledger."""
         self.ledger.open(entry)
-        if self._cancelled and (entry.address.id in self._cancelled or str(entry.record) in self._cancelled):
+        if self._cancelled and self._was_cancelled(entry):
             self._reply(entry, "CANCELLED", "cancelled before it started")
         else:
             self._place(entry, now_ms)
@@ -114,10 +114,13 @@ class Core:
         self.ledger.open(entry)
         self._bury(entry, code, reason)
 
-    def cancel(self, cancel: Cancel) -> None:
-        """Drop a query that has not started, or one that is still to be read (remembered for the last 10,000)."""
+    def cancel(self, cancel: Cancel, logged_ms: float = NEVER) -> None:
+        """Drop a query that has not started, or one that is still to be read (remembered for the last 10,000).
+
+        ``logged_ms`` is the cancel's log time: a query that was logged later, under the same id, is not meant.
+        """
         name = cancel.query or cancel.id or ""
-        found = self._named(cancel)
+        found = [entry for entry in self._named(cancel) if entry.source.arrival_ms <= logged_ms]
         for entry in found:
             if entry.state is State.WAITING:
                 self._withdraw(entry)
@@ -127,7 +130,7 @@ class Core:
                 frame = frames.CancelItems(entry.place.batch, (entry.record,))
                 self._instructions.append(CancelSent(entry.place.worker, frame))
         if not found:
-            self._cancelled[name] = None
+            self._cancelled[name] = logged_ms
             if len(self._cancelled) > CANCELS_MAX:
                 del self._cancelled[next(iter(self._cancelled))]
 
@@ -498,6 +501,11 @@ class Core:
                 if queue and not self._ready_workers(queue.candidate.variant, group):
                     stranded += queue.take_all()
         self._place_all(stranded, now_ms)
+
+    def _was_cancelled(self, entry: Entry) -> bool:
+        """Before it was read, and after it was logged."""
+        logged_ms = max(self._cancelled.get(entry.address.id, -NEVER), self._cancelled.get(str(entry.record), -NEVER))
+        return entry.source.arrival_ms <= logged_ms
 
     def _named(self, cancel: Cancel) -> list[Entry]:
         if cancel.id is not None:

@@ -295,7 +295,7 @@ class Broker:
 
     def _on_cancel(self, record: ConsumerRecord) -> None:
         with self._alarm("cancel"):
-            self._core.cancel(decode_cancel(record.value))
+            self._core.cancel(decode_cancel(record.value), float(record.timestamp))
             self.kick()
 
     @contextlib.contextmanager

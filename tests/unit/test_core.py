@@ -234,6 +234,17 @@ def test_a_head_that_none_of_its_candidates_can_take_in_time_any_more_is_refused
 # --- cancelling -------------------------------------------------------------------------------------------------------
 
 
+def test_a_cancel_does_not_reach_a_later_query_of_the_same_id() -> None:
+    bench = one()
+    bench.worker(M, window_ms=1000)
+    bench.core.cancel(Cancel(id="a"), logged_ms=100)
+    bench.admit(50, id="a")
+    bench.admit(150, id="a")
+    out = bench.poll(150)
+    assert replies(out) == [("a", "CANCELLED")]
+    assert [item.arrival_ms for send in sends(out) for item in send.batch.items] == [150]
+
+
 def test_cancel_what_waits_by_id_and_by_record() -> None:
     bench = one()
     worker = bench.worker(M, window_ms=1)
