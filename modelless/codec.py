@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import fields as dataclass_fields
-from dataclasses import replace
 from math import inf
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -114,7 +113,7 @@ def salvage(value: bytes | None, headers: Headers = NO_HEADERS, *, bytes_max: in
         if getattr(headers, name) is None and name in body:
             with suppress(DecodeError):
                 found[name] = _QUERY_CHECKS[name](body[name])
-    return replace(headers, **found) if found else headers, form
+    return headers._replace(**found) if found else headers, form
 
 
 def encode_reply(reply: Reply, form: Form = "msgpack") -> bytes:
@@ -338,7 +337,7 @@ _REPLY_CHECKS = {
 _CANCEL_CHECKS = {"id": text(ID_LENGTH_MAX), "query": _record_name}
 
 
-_QUERY_NAMES = tuple(field.name for field in dataclass_fields(Query) if field.name != "inputs")
+_QUERY_NAMES = tuple(name for name in Query._fields if name != "inputs")
 _REPLY_NAMES = tuple(field.name for field in dataclass_fields(Reply) if field.name != "outputs")
 _query_values = attrgetter(*_QUERY_NAMES)
 _reply_values = attrgetter(*_REPLY_NAMES)

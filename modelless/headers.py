@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelless.errors import DecodeError
 
@@ -53,8 +53,7 @@ _DECIMAL = re.compile(rb"[0-9]{1,10}")
 _NUMBER = re.compile(rb"[0-9]{1,16}(\.[0-9]{1,9})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """What the headers of a query say; None where they say nothing."""
 
     id: str | None = None
@@ -102,13 +101,13 @@ def _interpret(found: dict[str, bytes]) -> Headers:
         echo.append((TRACEPARENT, traceparent))
     content_type = found.get(CONTENT_TYPE)
     return Headers(
-        id=_id(found),
-        reply_topic=_reply_topic(found),
-        reply_partition=_reply_partition(found),
-        deadline_ms=_deadline_ms(found),
-        content_type=None if content_type is None else _media_type(content_type),
-        traceparent=None if traceparent is None else traceparent.decode("ascii"),
-        echo=tuple(echo),
+        _id(found),
+        _reply_topic(found),
+        _reply_partition(found),
+        _deadline_ms(found),
+        None if content_type is None else _media_type(content_type),
+        None if traceparent is None else traceparent.decode("ascii"),
+        tuple(echo),
     )
 
 

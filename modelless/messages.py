@@ -24,6 +24,7 @@ Prefer = Literal["cost", "accuracy", "latency"]
 OnMiss = Literal["reject", "late", "degrade"]
 PREFERENCES: tuple[Prefer, ...] = ("cost", "accuracy", "latency")
 ON_MISS: tuple[OnMiss, ...] = ("reject", "late", "degrade")
+_NO_METADATA: Mapping[str, str] = {}
 
 
 class RecordId(NamedTuple):
@@ -37,8 +38,7 @@ class RecordId(NamedTuple):
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What somebody asks for, as in the contract. Exactly one of task, model, variant is given."""
 
     id: str
@@ -57,7 +57,7 @@ class Query:
     reply_topic: str | None = None
     reply_partition: int | None = None
     tenant: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = _NO_METADATA
     v: int = CONTRACT_VERSION
 
 

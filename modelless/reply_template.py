@@ -56,7 +56,7 @@ class ReplyTemplate:
     ) -> bytes:
         """One reply; ``data`` are the bytes of its outputs, as many as the example's have."""
         if form == "json":
-            outputs = tuple(replace(of, data=own) for of, own in zip(self._example.outputs, data, strict=True))
+            outputs = tuple(of._replace(data=own) for of, own in zip(self._example.outputs, data, strict=True))
             whole = replace(
                 self._example, id=id, query=query, queue_ms=queue_ms, missed=missed, metadata=metadata, outputs=outputs
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,7 @@ class TensorSpec:
         return None if -1 in inner else prod(inner) * ITEM_BYTES[self.datatype]
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One named tensor of a message. ``data`` may be a view into the bytes that it was decoded from."""
 
     name: str

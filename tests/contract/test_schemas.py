@@ -52,7 +52,7 @@ def outline(hint: Any, *, nullable: bool = False) -> Any:
         real = [option for option in arguments if option not in (types.NoneType, memoryview)]
         return outline(real[0], nullable=nullable or types.NoneType in arguments)
     none = ["null"] if nullable else []
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    if is_structure(hint):
         return hint.__name__
     if origin is Literal:
         return ["string", *none], frozenset(arguments) | ({None} if nullable else set())
@@ -77,7 +77,13 @@ def outline_of_schema(schema: dict[str, Any]) -> Any:
     return kind, None
 
 
+def is_structure(hint: Any) -> bool:
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"))
+
+
 def required_of(cls: type[Any]) -> set[str]:
+    if not dataclasses.is_dataclass(cls):
+        return set(cls._fields) - set(cls._field_defaults)
     nothing = dataclasses.MISSING
     return {f.name for f in dataclasses.fields(cls) if f.default is nothing and f.default_factory is nothing}
 
@@ -108,14 +114,14 @@ def test_fields_are_those_of_the_dataclass(name: str) -> None:
 
 
 def _nested(hint: Any) -> list[type[Any]]:
-    if dataclasses.is_dataclass(hint):
+    if is_structure(hint):
         inner = [part for item in typing.get_type_hints(hint).values() for part in _nested(item)]
         return [*inner, *[part for item in typing.get_type_hints(hint).values() for part in _direct(item)]]
     return [part for item in typing.get_args(hint) for part in _nested(item)]
 
 
 def _direct(hint: Any) -> list[type[Any]]:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    if is_structure(hint):
         return [hint]
     return [part for item in typing.get_args(hint) for part in _direct(item)]
 
@@ -224,4 +230,4 @@ def test_the_examples_of_the_contract_page_are_messages() -> None:
 def test_the_contract_page_has_every_field(cls: type[Any]) -> None:
     page = (SCHEMAS.parent / "docs" / "contract.md").read_text()
     section = page.split(f"## {cls.__name__}\n")[1].split("\n## ")[0]
-    assert [f.name for f in dataclasses.fields(cls) if f"`{f.name}`" not in section] == []
+    assert [name for name in typing.get_type_hints(cls) if f"`{name}`" not in section] == []

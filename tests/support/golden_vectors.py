@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,20 @@ class Vector:
             described["headers"] = {name: value.hex() for name, value in self.headers}
         if self.reason is not None:
             return described | {"error": DecodeError.code, "reason": self.reason}
-        return described | {"decoded": _readable(to_map(self.decode()))}
+        return described | {"decoded": _readable(self.decode())}
 
 
 def _readable(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
+    if is_dataclass(value):
+        return {name: _readable(getattr(value, name)) for name in to_map(value)}
+    if hasattr(value, "_field_defaults"):  # a named tuple
+        usual = value._field_defaults
+        return {n: _readable(item) for n, item in value._asdict().items() if n not in usual or item != usual[n]}
     if isinstance(value, dict):
         return {key: _readable(item) for key, item in value.items()}
-    return [_readable(item) for item in value] if isinstance(value, list) else value
+    return [_readable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _changed(**change: Any) -> bytes:

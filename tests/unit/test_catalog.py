@@ -127,10 +127,10 @@ def test_inputs_come_in_the_order_of_the_specification() -> None:
     ("tensors", "said"),
     [
         ((A,), "input 'b' is missing"),
-        ((A, replace(B, datatype="UINT8")), "input 'b' has datatype UINT8"),
-        ((replace(A, shape=(1, 3)), B), "input 'a' has shape [1, 3]"),
-        ((A, replace(B, shape=(1, 3, 1))), "input 'b' has shape [1, 3, 1]"),
-        ((A, B, replace(B, name="c")), "input 'c' is unknown"),
+        ((A, B._replace(datatype="UINT8")), "input 'b' has datatype UINT8"),
+        ((A._replace(shape=(1, 3)), B), "input 'a' has shape [1, 3]"),
+        ((A, B._replace(shape=(1, 3, 1))), "input 'b' has shape [1, 3, 1]"),
+        ((A, B, B._replace(name="c")), "input 'c' is unknown"),
     ],
 )
 def test_a_misfit_says_what_is_expected(tensors: tuple[Tensor, ...], said: str) -> None:

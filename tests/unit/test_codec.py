@@ -62,7 +62,7 @@ def test_reply_round_trip(reply: Reply) -> None:
 def test_a_reply_of_a_template_says_what_it_says_alone(example: Reply, own: Reply, form: Form) -> None:
     of_json = form == "json"
     data = [bytes(len(tensor.data)) for tensor in example.outputs]
-    outputs = tuple(replace(tensor, data=each) for tensor, each in zip(example.outputs, data, strict=True))
+    outputs = tuple(tensor._replace(data=each) for tensor, each in zip(example.outputs, data, strict=True))
     fields: dict[str, Any] = {name: getattr(own, name) for name in OWN}
     whole = replace(example, outputs=outputs, **fields)
     value = ReplyTemplate(example).encode(**fields, data=data, form=form)
@@ -83,7 +83,7 @@ def test_record_round_trip(cls: type[Any], data: st.DataObject) -> None:
 
 
 def test_defaults_and_none_do_not_travel() -> None:
-    body = wire.unpack(encode_query(replace(QUERY, latency_ms_max=None, accuracy_min=None)), bytes_max=1000)
+    body = wire.unpack(encode_query(QUERY._replace(latency_ms_max=None, accuracy_min=None)), bytes_max=1000)
     assert body.keys() == {"id", "task", "inputs"}
     reply = wire.unpack(encode_reply(Reply("q-1", "t/0/1", "OK")), bytes_max=1000)
     assert reply == {"id": "q-1", "query": "t/0/1", "status": "OK"}
@@ -283,7 +283,7 @@ def test_salvage_finds_the_reply_address() -> None:
     body = BODY | {"reply_topic": "modelless.replies.b", "reply_partition": -1, "latency": 1}
     assert salvage(wire.pack(body)) == (Headers(id="q-1", reply_topic="modelless.replies.b"), "msgpack")
     headers = Headers(id="h", reply_partition=4)
-    assert salvage(wire.pack(body), headers)[0] == replace(headers, reply_topic="modelless.replies.b")
+    assert salvage(wire.pack(body), headers)[0] == headers._replace(reply_topic="modelless.replies.b")
     json = b'{"id":"q-1","inputs":[{"data":5}],"parameters":{"reply_topic":"r"},"foo":1}'
     assert salvage(json) == (Headers(id="q-1", reply_topic="r"), "json")
 
@@ -354,7 +354,7 @@ def test_a_bad_record_is_refused_with_its_path(body: dict[str, Any], reason: str
 
 # --- fuzz: a message or one error, nothing else -------------------------------------------------------------
 
-GOOD_QUERY = encode_query(replace(QUERY, metadata={"k": "v"}, reply_topic="r", deadline_ms=1e12))
+GOOD_QUERY = encode_query(QUERY._replace(metadata={"k": "v"}, reply_topic="r", deadline_ms=1e12))
 GOOD_REPLY = encode_reply(Reply("q-1", "t/0/1", "OK", outputs=(PIXELS,), model="m", version=1, missed=("latency",)))
 GOOD_PLAN = encode_record(Plan(1, "b", 1.0, {}, ("why",)))
 
