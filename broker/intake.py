@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from broker.ledger import Address, Entry, Source
 from broker.ledger import Headers as RecordHeaders
@@ -22,7 +23,6 @@ from modelless.codec import decode_query, salvage
 from modelless.errors import DecodeError, ModellessError
 from modelless.headers import HEADERS_MAX, NO_HEADERS, Headers, read_headers
 from modelless.messages import Query
-from modelless.tensors import rows
 from modelless.topics import ReplyTopicRule, Topics
 
 KEY_BYTES_MAX = 16 * 1024
@@ -72,7 +72,9 @@ class Intake:
         latency_ms_default: float,
         request_bytes_max: int,
     ) -> None:
-        self._topics = topics
+        self._offline = topics.offline
+        self._replies = topics.replies
+        self._task_of = lru_cache(1000)(topics.task_of)
         self._rule = rule
         self._reply_partitions = reply_partitions
         self._latency_ms_default = latency_ms_default
@@ -81,7 +83,7 @@ class Intake:
     def read(self, source: Source) -> Entry | Refusal | Dead:
         """Decode and check one record."""
         try:
-            headers = read_headers(source.headers)
+            headers = read_headers(source.headers) if source.headers else NO_HEADERS
         except DecodeError as error:
             if len(source.headers) > HEADERS_MAX:
                 return unreadable(source, error.message)
@@ -92,13 +94,13 @@ class Intake:
             query, form = decode_query(source.value, headers, bytes_max=self._request_bytes_max)
         except ModellessError as error:
             return self._malformed(source, headers, error)
-        topic = query.reply_topic or self._topics.replies
+        topic = query.reply_topic or self._replies
         address = Address(query.id, topic, query.reply_partition, form, headers.echo)
         entry = _entry(source, query, address)
         denied = self._denied(address)
         if denied is not None:
             return Dead(entry, *denied)
-        bound = self._topics.task_of(source.record.topic)
+        bound = self._task_of(source.record.topic)
         if bound is not None and query.task is not None and query.task != bound:
             return Refusal(entry, "INVALID_ARGUMENT", f"this topic serves task {bound!r} only, not {query.task!r}")
         if query.tenant is not None:
@@ -108,13 +110,13 @@ class Intake:
 
     def _deadlines(self, entry: Entry) -> None:
         query, arrival_ms = entry.query, entry.source.arrival_ms
-        latency_ms = query.latency_ms_max
-        if latency_ms is None and query.deadline_ms is None and entry.record.topic != self._topics.offline:
+        latency_ms, latency_deadline_ms = query.latency_ms_max, query.deadline_ms
+        if latency_ms is None and latency_deadline_ms is None and entry.record.topic != self._offline:
             latency_ms = self._latency_ms_default
-        deadlines = [] if latency_ms is None else [arrival_ms + latency_ms]
-        if query.deadline_ms is not None:
-            deadlines.append(query.deadline_ms)
-        latency_deadline_ms = min(deadlines, default=None)
+        if latency_ms is not None:
+            soonest_ms = arrival_ms + latency_ms
+            if latency_deadline_ms is None or soonest_ms < latency_deadline_ms:
+                latency_deadline_ms = soonest_ms
         entry.latency_deadline_ms = entry.deadline_ms = entry.give_up_ms = latency_deadline_ms
         if query.on_miss == "late" and latency_deadline_ms is not None:
             entry.deadline_ms = None
@@ -146,7 +148,7 @@ class Intake:
         found, form = salvage(source.value, headers, bytes_max=self._request_bytes_max)
         if found.id is None and found.reply_topic is None:
             return _NOWHERE
-        topic = found.reply_topic or self._topics.replies
+        topic = found.reply_topic or self._replies
         return Address(found.id or str(source.record), topic, found.reply_partition, form, headers.echo)
 
 
@@ -167,13 +169,9 @@ _NOWHERE = Address("", "", None, "msgpack")
 
 
 def _entry(source: Source, query: Query, address: Address) -> Entry:
-    return Entry(
-        source=source,
-        query=query,
-        address=address,
-        rows=rows(query.inputs) if query.inputs else 0,
-        size_bytes=source.size_bytes + sum([len(tensor.data) for tensor in query.inputs]) + _ENTRY_OVERHEAD_BYTES,
-        latency_deadline_ms=None,
-        deadline_ms=None,
-        give_up_ms=None,
-    )
+    inputs = query.inputs
+    rows = inputs[0].shape[0] if inputs else 0
+    size_bytes = source.size_bytes + _ENTRY_OVERHEAD_BYTES
+    for tensor in inputs:
+        size_bytes += len(tensor.data)
+    return Entry(source, query, address, rows, size_bytes, None, None, None)

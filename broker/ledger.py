@@ -50,7 +50,10 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        return len(self.value or b"") + len(self.key or b"") + sum(len(k) + len(v or b"") for k, v in self.headers)
+        size = len(self.value or b"") + len(self.key or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value or b"")
+        return size
 
 
 @dataclass(slots=True, eq=False)
