@@ -44,9 +44,14 @@ class VariantQueue:
         """Wait in the order of ``deadline_ms`` (default: the entry's latency deadline; none: last)."""
         if deadline_ms is None:
             deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        entry.sort_key = (deadline_ms, next(_sequence))
+        number = next(_sequence)
+        entry.sort_key = (deadline_ms, number)
         entry.place = self
-        insort(self._waiting, (*entry.sort_key, entry))
+        waiting = self._waiting
+        if waiting and deadline_ms < waiting[-1][0]:
+            insort(waiting, (deadline_ms, number, entry))
+        else:
+            waiting.append((deadline_ms, number, entry))
         self.rows += entry.rows
 
     def remove(self, entry: Entry) -> None:
@@ -74,12 +79,13 @@ class VariantQueue:
 
     def ahead_ms(self, deadline_ms: float) -> float:
         """Predicted time to work off what would run before a new entry with that deadline."""
-        if not self._waiting:
+        waiting = self._waiting
+        if not waiting:
             return 0.0
-        if deadline_ms >= self._waiting[-1][0]:
+        if deadline_ms >= waiting[-1][0]:
             return self.candidate.table.queue_ms(self.rows)
-        index = bisect_left(self._waiting, (deadline_ms,))
-        return self.candidate.table.queue_ms(self.rows * index // len(self._waiting))
+        index = bisect_left(waiting, (deadline_ms,))
+        return self.candidate.table.queue_ms(self.rows * index // len(waiting))
 
     def _take(self, number: int) -> list[Entry]:
         taken = [entry for _, _, entry in self._waiting[:number]]

@@ -60,7 +60,7 @@ class Catalog:
         self._models: dict[str, ModelVersion] = {}
         self._profiles: dict[str, Profile] = {}
         self._candidates: dict[str, Candidate] = {}
-        self._targets: dict[tuple[str, str], Target | None] = {}
+        self._targets: dict[tuple[str, str], Target] = {}
         self._stale = False
 
     @property
@@ -106,12 +106,12 @@ class Catalog:
             key = ("model", query.model)
         else:
             key = ("variant", query.variant or "")
-        if key not in self._targets:
+        target = self._targets.get(key)
+        if target is None:
             target = self._resolve(*key)
-            if target is None:
-                return None  # not kept: names that do not exist are unbounded
-            self._targets[key] = target
-        return self._targets[key]
+            if target is not None:  # names that do not exist are unbounded
+                self._targets[key] = target
+        return target
 
     def _resolve(self, kind: str, name: str) -> Target | None:
         if kind == "task":
@@ -174,13 +174,14 @@ def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> 
     by_name = {tensor.name: tensor for tensor in tensors}
     ordered = []
     for spec in specs:
-        tensor = by_name.pop(spec.name, None)
+        name, shape = spec.name, spec.shape
+        tensor = by_name.pop(name, None)
         if tensor is None:
-            return f"input {spec.name!r} is missing; expected {_describe(specs)}"
+            return f"input {name!r} is missing; expected {_describe(specs)}"
         if tensor.datatype != spec.datatype:
-            return f"input {spec.name!r} has datatype {tensor.datatype}; expected {_describe(specs)}"
-        if tensor.shape[1:] != spec.shape[1:] and not _fits(tensor.shape, spec.shape):
-            return f"input {spec.name!r} has shape {list(tensor.shape)}; expected {_describe(specs)}"
+            return f"input {name!r} has datatype {tensor.datatype}; expected {_describe(specs)}"
+        if tensor.shape[1:] != shape[1:] and not _fits(tensor.shape, shape):
+            return f"input {name!r} has shape {list(tensor.shape)}; expected {_describe(specs)}"
         ordered.append(tensor)
     if by_name:
         return f"input {next(iter(by_name))!r} is unknown; expected {_describe(specs)}"

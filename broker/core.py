@@ -16,7 +16,7 @@ its partition.
 from __future__ import annotations
 
 from bisect import insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
@@ -137,7 +137,7 @@ class Core:
     def replied(self, entry: Entry, status: str) -> None:
         """Kafka acknowledged our reply."""
         if self.ledger.finish(entry):
-            self._count(entry, status)
+            self._count([entry], status)
 
     def undeliverable(self, entry: Entry, reason: str) -> None:
         """Our reply cannot be written: the outcome becomes a dead letter."""
@@ -283,8 +283,13 @@ class Core:
     def _backlog_ms(self, group: str, entry: Entry, now_ms: float) -> float:
         """Predicted work of a group that comes before an entry, all of its devices together."""
         deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        ahead_ms = sum(queue.ahead_ms(deadline_ms) for queue in self._queues[group].values() if queue)
-        return ahead_ms + sum(worker.outstanding_ms(now_ms) for worker in self.groups[group].workers.values())
+        ahead_ms = 0.0
+        for queue in self._queues[group].values():
+            if queue.rows:
+                ahead_ms += queue.ahead_ms(deadline_ms)
+        for worker in self.groups[group].workers.values():
+            ahead_ms += worker.outstanding_ms(now_ms)
+        return ahead_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)
@@ -396,13 +401,14 @@ class Core:
         return min(workers, key=lambda w: w.outstanding_ms(now_ms))
 
     def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> None:
-        rows = sum(entry.rows for entry in entries)
+        rows = sum([entry.rows for entry in entries])
         cost_ms = candidate.table.p50_ms(rows)
-        sent = Sent(next(self._batches), candidate, {e.record: e for e in entries}, cost_ms, rows, worker)
+        sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
         worker.give(sent, now_ms)
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
-            self.statistics.queue_seconds.observe((now_ms - entry.source.arrival_ms) / 1000)
+        for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
+            self.statistics.queue_seconds.observe((now_ms - arrival_ms) / 1000, number)
         self.statistics.batch_rows.observe(rows)
         self.statistics.cost_usd[candidate.model.task] += cost_ms * candidate.price_per_ms
         self._instructions.append(Send(worker, _batch(sent, entries)))
@@ -415,8 +421,9 @@ class Core:
         entry.state = State.ANSWERING
         self._instructions.append(Bury(entry, code, reason))
 
-    def _count(self, entry: Entry, status: str) -> None:
-        self.statistics.outcomes[status, entry.query.task or entry.query.model or entry.query.variant or ""] += 1
+    def _count(self, entries: list[Entry], status: str) -> None:
+        asked = [query.task or query.model or query.variant or "" for query in [entry.query for entry in entries]]
+        self.statistics.outcomes.update([(status, name) for name in asked])
 
     # --- what workers say -----------------------------------------------------------------------------------------
 
@@ -439,9 +446,9 @@ class Core:
 
     def _settle_ok(self, sent: Sent, now_ms: float) -> None:
         """Everything that is left of the batch was answered OK."""
-        for entry in sent.entries.values():
-            if entry.state is State.SENT and self.ledger.finish(entry):
-                self._answered(entry, "OK", now_ms)
+        finish = self.ledger.finish
+        answered = [entry for entry in sent.entries.values() if entry.state is State.SENT and finish(entry)]
+        self._answered(answered, "OK", now_ms)
 
     def _settle(self, entry: Entry, item: frames.ItemOutcome, now_ms: float) -> None:
         if item.disposition == "returned":
@@ -451,15 +458,22 @@ class Core:
         elif item.disposition == "poisoned":
             self._bury(entry, item.status, item.message or "it brings the executor down")
         elif self.ledger.finish(entry):
-            self._answered(entry, item.status, now_ms)
+            self._answered([entry], item.status, now_ms)
 
-    def _answered(self, entry: Entry, status: str, now_ms: float) -> None:
-        """A worker answered it; for the statistics."""
-        self._count(entry, status)
-        self.statistics.worker_seconds.observe((now_ms - entry.sent_ms) / 1000)
-        in_time = entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms
-        if status == "OK" and in_time:
-            self.statistics.in_time[entry.query.task or ""] += 1
+    def _answered(self, entries: list[Entry], status: str, now_ms: float) -> None:
+        """A worker answered these of one batch; for the statistics."""
+        if not entries:
+            return
+        self._count(entries, status)
+        self.statistics.worker_seconds.observe((now_ms - entries[0].sent_ms) / 1000, len(entries))
+        if status == "OK":
+            self.statistics.in_time.update(
+                [
+                    entry.query.task or ""
+                    for entry in entries
+                    if entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms
+                ]
+            )
 
     def _state(self, worker: Worker, frame: frames.State, now_ms: float) -> None:
         ready = frozenset(v.variant for v in frame.variants if v.state == "ready")
@@ -522,22 +536,22 @@ def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
     """The frame of a batch: inputs concatenated along the rows, which in raw bytes is putting one behind another."""
     items = tuple(
         frames.Item(
-            record=entry.record,
-            id=entry.address.id,
-            rows=entry.rows,
-            arrival_ms=entry.source.arrival_ms,
-            deadline_ms=entry.deadline_ms,
-            latency_deadline_ms=entry.latency_deadline_ms,
-            reply_topic=entry.address.topic,
-            reply_partition=entry.address.partition,
-            key=entry.source.key,
-            form=entry.address.form,
-            headers=entry.address.echo,
-            metadata=entry.query.metadata,
-            missed=entry.missed,
-            attempt=entry.attempts,
+            source.record,
+            address.id,
+            entry.rows,
+            source.arrival_ms,
+            entry.deadline_ms,
+            entry.latency_deadline_ms,
+            address.topic,
+            address.partition,
+            source.key,
+            address.form,
+            address.echo,
+            entry.query.metadata,
+            entry.missed,
+            entry.attempts,
         )
-        for entry in entries
+        for entry, source, address in [(entry, entry.source, entry.address) for entry in entries]
     )
     inputs = tuple(
         frames.BatchTensor(

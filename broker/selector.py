@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
@@ -17,9 +18,10 @@ from broker.ledger import Entry
 Finish = Callable[[Candidate, Entry], float]
 """Predicted finish in Kafka time (ms) of an entry on a candidate; inf when no worker there has it loaded."""
 
+NEVER = float("inf")
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+
+class Chosen(NamedTuple):
     candidate: Candidate
     missed: tuple[str, ...] = ()
 
@@ -48,14 +50,23 @@ class Selector:
     def choose(self, entry: Entry, target: Target, finish: Finish) -> Choice:
         """Decide for one query; the whole table of ``on_miss``."""
         floor = self.accuracy_floor(entry, target)
+        deadline_ms = entry.latency_deadline_ms
+        if deadline_ms is None:
+            deadline_ms = NEVER
+        latency_ms = deadline_ms - entry.source.arrival_ms
+        chosen = _preferred(target.candidates, entry, floor, latency_ms, deadline_ms, finish)
+        return chosen or self._missed(entry, target, floor, finish)
+
+    def _missed(self, entry: Entry, target: Target, floor: float, finish: Finish) -> Choice:
+        """Nothing that meets the constraints answers in time now."""
         affordable = _affordable(target.candidates, entry)
         accurate = [c for c in affordable if c.accuracy >= floor]
         feasible = _fast_enough(accurate, entry)
         on_miss = entry.query.on_miss
         if feasible:
-            return self._now(entry, feasible, affordable, floor, finish)
+            return self._loaded(entry, feasible, affordable, floor, finish)
         if on_miss == "late" and accurate:
-            return _preferred(accurate, entry, finish, float("inf")) or Parked()
+            return _preferred(accurate, entry, floor, NEVER, NEVER, finish) or Parked()
         if on_miss == "degrade":
             fast = _fast_enough(affordable, entry)
             if fast:
@@ -67,7 +78,7 @@ class Selector:
         wanted = entry.query.accuracy_min
         return wanted if wanted is not None else target.accuracy_best - self._accuracy_slack
 
-    def _now(
+    def _loaded(
         self,
         entry: Entry,
         feasible: Sequence[Candidate],
@@ -75,19 +86,15 @@ class Selector:
         floor: float,
         finish: Finish,
     ) -> Choice:
-        deadline_ms = float("inf") if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        chosen = _preferred(feasible, entry, finish, deadline_ms)
-        if chosen is not None:
-            return chosen
         if entry.query.on_miss == "late":
             return _earliest([c for c in affordable if c.accuracy >= floor], entry, finish)
         if entry.query.on_miss == "degrade":
             below = sorted((c for c in affordable if c.accuracy < floor), key=lambda c: -c.accuracy)
             return self._degrade(entry, [*feasible, *below], floor, finish)
         soonest_ms = min(finish(candidate, entry) for candidate in feasible)
-        if soonest_ms == float("inf"):
+        if soonest_ms == NEVER or entry.latency_deadline_ms is None:
             return Parked()
-        late_ms = soonest_ms - deadline_ms
+        late_ms = soonest_ms - entry.latency_deadline_ms
         return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms)
 
     def _degrade(self, entry: Entry, candidates: Sequence[Candidate], floor: float, finish: Finish) -> Choice:
@@ -95,26 +102,45 @@ class Selector:
         alive = False
         for candidate in candidates:
             finish_ms = finish(candidate, entry)
-            alive = alive or finish_ms < float("inf")
-            if finish_ms < float("inf") and finish_ms <= (entry.latency_deadline_ms or float("inf")):
+            alive = alive or finish_ms < NEVER
+            if finish_ms < NEVER and finish_ms <= (entry.latency_deadline_ms or NEVER):
                 return Chosen(candidate, ("accuracy",) if candidate.accuracy < floor else ())
         if alive:
             return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time")
         return Parked()
 
 
-def _preferred(candidates: Sequence[Candidate], entry: Entry, finish: Finish, deadline_ms: float) -> Chosen | None:
-    """The best by ``prefer`` of those that will be in time and have a worker; then the cheaper, then the sooner."""
-    prefer = entry.query.prefer
+def _preferred(
+    candidates: Sequence[Candidate],
+    entry: Entry,
+    floor: float,
+    latency_ms: float,
+    deadline_ms: float,
+    finish: Finish,
+) -> Chosen | None:
+    """The best by ``prefer`` of those that answer yes to both questions; then the cheaper, then the sooner.
+
+    One pass, since it is made for every query: what is dear to find out is asked last.
+    """
+    query, rows = entry.query, entry.rows
+    prefer = query.prefer
+    cost_max = NEVER if query.cost_max is None else query.cost_max
     best: Candidate | None = None
     best_rank: tuple[float, ...] = ()
     for candidate in candidates:
+        accuracy = candidate.accuracy
+        if accuracy < floor:
+            continue
         cost = candidate.cost_per_1000_least
-        rank = (-candidate.accuracy, cost) if prefer == "accuracy" else (cost, -candidate.accuracy)
+        if cost > cost_max:
+            continue
+        rank = (-accuracy, cost) if prefer == "accuracy" else (cost, -accuracy)
         if best is not None and prefer != "latency" and rank > best_rank[:2]:
             continue  # whenever it finishes
+        if candidate.table.p50_ms(rows) > latency_ms:
+            continue
         finish_ms = finish(candidate, entry)
-        if finish_ms > deadline_ms or finish_ms == float("inf"):
+        if finish_ms > deadline_ms or finish_ms == NEVER:
             continue
         whole_rank = (finish_ms, *rank) if prefer == "latency" else (*rank, finish_ms)
         if best is None or whole_rank < best_rank:
@@ -124,7 +150,7 @@ def _preferred(candidates: Sequence[Candidate], entry: Entry, finish: Finish, de
 
 def _earliest(candidates: Sequence[Candidate], entry: Entry, finish: Finish) -> Choice:
     finish_ms, _, candidate = min(((finish(c, entry), i, c) for i, c in enumerate(candidates)), key=lambda t: t[:2])
-    return Parked() if finish_ms == float("inf") else Chosen(candidate)
+    return Parked() if finish_ms == NEVER else Chosen(candidate)
 
 
 def _affordable(candidates: Sequence[Candidate], entry: Entry) -> Sequence[Candidate]:
