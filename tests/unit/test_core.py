@@ -57,6 +57,21 @@ def test_a_query_is_sent_answered_and_finished() -> None:
     assert [(c.offset, c.metadata) for c in bench.core.ledger.commits()] == [(1, "")]
 
 
+def test_a_batch_counts_each_of_its_queries() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    for arrival_ms, asked in ((0, {"task": "t"}), (0, {"model": "m"}), (4000, {"task": "t", "latency_ms_max": 1000})):
+        bench.admit(4000, arrival_ms=arrival_ms, **asked)
+    (send,) = sends(bench.poll(4000))
+    whole = frames.Outcome(send.batch.batch, True, 1.0, 3, (), rest_ok=True)
+    bench.core.frame(worker, whole, 6000)
+    statistics = bench.core.statistics
+    assert (sum(statistics.queue_seconds.counts), statistics.queue_seconds.sum) == (3, 8.0)
+    assert (sum(statistics.worker_seconds.counts), statistics.worker_seconds.sum) == (3, 6.0)
+    assert statistics.outcomes == {("OK", "t"): 2, ("OK", "m"): 1}
+    assert statistics.in_time == {"t": 1, "": 1}
+
+
 def test_a_batch_grows_while_the_device_is_busy_and_holds_its_inputs_in_order() -> None:
     bench = one()
     worker = bench.worker(M, window_ms=5)

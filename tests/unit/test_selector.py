@@ -75,6 +75,12 @@ def test_without_accuracy_min_the_tasks_best_minus_the_slack_counts() -> None:
     assert name(case(("a", 0.94, 10, 1, 10), ("b", 0.95, 10, 2, 10)).choose()) == "a"
 
 
+def test_what_takes_too_long_by_itself_is_no_choice_whatever_its_predicted_finish() -> None:
+    choice = case(("a", 0.9, 100, 1, 10)).choose(latency_ms_max=50)
+    assert isinstance(choice, Refused)
+    assert choice.status == "FAILED_PRECONDITION"
+
+
 def test_what_is_queued_ahead_counts() -> None:
     assert name(family(tiny=60).choose(latency_ms_max=50, accuracy_min=0.7)) == "small"
 
