@@ -49,6 +49,8 @@ _log = structlog.get_logger(__name__)
 METADATA_INTERVAL_S = 5.0
 METADATA_RETRY_S = 1.0
 DEMAND_INTERVAL_MS = 10.0
+DEMAND_ENDS_MS = 500.0
+"""Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 LOOP_LAG_INTERVAL_S = 0.25
 TIMER_SLACK_MS = 0.2
 CANCEL_HISTORY_MS = 60_000.0
@@ -384,7 +386,8 @@ class Broker:
                 continue
             _, backlog_ms, deadline_ms = self._core.waiting(name)
             told_ms, told_backlog_ms = self._demands.get(name, (0.0, 0.0))
-            if backlog_ms == told_backlog_ms or (backlog_ms and now_ms - told_ms < DEMAND_INTERVAL_MS):
+            patience_ms = DEMAND_INTERVAL_MS if backlog_ms else DEMAND_ENDS_MS
+            if backlog_ms == told_backlog_ms or (told_backlog_ms and now_ms - told_ms < patience_ms):
                 continue
             self._demands[name] = (now_ms, backlog_ms)
             frame = frames.Demand(backlog_ms, None if deadline_ms == float("inf") else deadline_ms)
