@@ -53,7 +53,7 @@ POINTS: dict[str, tuple[str, Point]] = {
 
 
 @contextlib.contextmanager
-def running_relay(config: Config) -> Iterator[Load]:
+def running_relay(config: Config, loop: str = "uvloop") -> Iterator[Load]:
     """The relay as a process, only while it is measured: idle it would still poll."""
     command = [
         sys.executable,
@@ -61,6 +61,7 @@ def running_relay(config: Config) -> Iterator[Load]:
         config.kafka.servers,
         RELAY_QUERIES,
         RELAY_REPLIES,
+        loop,
     ]
     relay = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert relay.stdout is not None
@@ -84,7 +85,7 @@ def make_relay_topics(config: Config) -> None:
         future.result()
 
 
-def run(rounds: int, seconds: float, points: list[str]) -> dict[str, dict[str, list[float]]]:
+def run(rounds: int, seconds: float, points: list[str], loop: str) -> dict[str, dict[str, list[float]]]:
     results: dict[str, dict[str, list[float]]] = {name: {"relay": [], "modelless": []} for name in points}
     with running_system() as system:
         config = system.config
@@ -94,7 +95,7 @@ def run(rounds: int, seconds: float, points: list[str]) -> dict[str, dict[str, l
         ours.closed_loop(64, 3)
         for number in range(rounds):
             for name in points:
-                with running_relay(config) as load:
+                with running_relay(config, loop) as load:
                     results[name]["relay"].append(POINTS[name][1](load, seconds))
                 results[name]["modelless"].append(POINTS[name][1](ours, seconds))
                 relay, modelless = results[name]["relay"][-1], results[name]["modelless"][-1]
@@ -112,10 +113,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--only", help="measure only the points whose name contains this")
+    parser.add_argument("--relay-loop", choices=("uvloop", "asyncio"), default="uvloop", help="the relay's event loop")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/end_to_end.json"))
     arguments = parser.parse_args()
     points = [name for name in POINTS if not arguments.only or arguments.only in name]
-    results = run(arguments.rounds, arguments.seconds, points)
+    results = run(arguments.rounds, arguments.seconds, points, arguments.relay_loop)
     rows = []
     for name, values in results.items():
         ratios = [ours / relay for ours, relay in zip(values["modelless"], values["relay"], strict=True)]

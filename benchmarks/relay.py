@@ -6,6 +6,7 @@ batching, no model, no ledger. The same acks, the same encoding, the same reply 
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import msgpack
@@ -49,4 +50,6 @@ async def relay(servers: str, queries: str, replies: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(relay(*sys.argv[1:4]))
+    loop_factory = uvloop.new_event_loop if sys.argv[4] == "uvloop" else None
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(relay(*sys.argv[1:4]))
