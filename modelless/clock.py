@@ -84,7 +84,8 @@ class KafkaClock:
         """
         if not sent_ms <= acked_ms:
             return
-        new = _Interval(acked_ms, log_ms - acked_ms, log_ms + 1 - sent_ms)
+        drift_ms = DRIFT_MAX * (acked_ms - sent_ms)  # the upper end is of the time when it was sent
+        new = _Interval(acked_ms, log_ms - acked_ms, log_ms + 1 - sent_ms + drift_ms)
         last = self._seen[-1] if self._seen else None
         if last is not None and acked_ms - last.at_ms < SLOT_MS and _meet(last, new):
             last.low_ms, last.high_ms = max(last.low_ms, new.low_ms), min(last.high_ms, new.high_ms)
