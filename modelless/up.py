@@ -37,6 +37,8 @@ DELAY_MS_MAX = 30_000.0
 KILL_AFTER_S = 5.0
 """More than a part's own drain takes: then it is killed."""
 REMIND_S = 60.0
+KILLED = "killed by SIGKILL"
+"""How a part ended that somebody else ended: an operator, or the kernel when memory is short."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,7 +46,8 @@ class RestartPolicy:
     """When to start a part that died. Pure.
 
     The first death, and every death after ``YOUNG_MS`` of life, is answered at once; further young deaths in a row
-    with a delay that doubles from ``DELAY_MS_MIN`` to ``DELAY_MS_MAX``.
+    with a delay that doubles from ``DELAY_MS_MIN`` to ``DELAY_MS_MAX``. A part that was killed from outside has done
+    nothing wrong: it is never kept waiting for longer than ``DELAY_MS_MIN``, however often that happens.
     """
 
     def __init__(self) -> None:
@@ -54,8 +57,10 @@ class RestartPolicy:
     def started(self, now_ms: float) -> None:
         self._started_ms = now_ms
 
-    def died(self, now_ms: float) -> float:
+    def died(self, now_ms: float, *, was_killed: bool = False) -> float:
         """The delay in ms before it is started again."""
+        if was_killed:
+            return 0.0 if now_ms - self._started_ms >= DELAY_MS_MIN else DELAY_MS_MIN
         if now_ms - self._started_ms >= YOUNG_MS:
             self._young_deaths = 0
             return 0.0
@@ -190,7 +195,7 @@ class Supervisor:
             how = await part.ended()
             if part.name in self._leaving:
                 return
-            delay_ms = policy.died(_now_ms())
+            delay_ms = policy.died(_now_ms(), was_killed=how == KILLED)
             self._log.warning(f"{part.name} died, starting it again", how=how, delay_s=delay_ms / 1000)
             await asyncio.sleep(delay_ms / 1000)
             policy.started(_now_ms())

@@ -14,7 +14,7 @@ import pytest
 from modelless import up
 from modelless.config import Config, GroupConfig
 from modelless.messages import Member
-from modelless.up import DELAY_MS_MAX, YOUNG_MS, Child, RestartPolicy, Supervisor, children, not_ready
+from modelless.up import DELAY_MS_MAX, DELAY_MS_MIN, YOUNG_MS, Child, RestartPolicy, Supervisor, children, not_ready
 
 # A process that writes its name when it starts and when it leaves; "deaf" ones ignore SIGTERM.
 SCRIPT = """
@@ -56,6 +56,15 @@ def test_first_death_is_answered_at_once_then_delays_grow() -> None:
         delays.append(policy.died(now_ms + 100))
     assert delays[:5] == [0.0, 500.0, 1000.0, 2000.0, 4000.0]
     assert delays[-1] == DELAY_MS_MAX
+
+
+def test_what_is_killed_from_outside_is_never_kept_waiting() -> None:
+    policy = RestartPolicy()
+    for now_ms in range(0, 50_000, 1000):
+        policy.started(now_ms)
+        assert policy.died(now_ms + 900, was_killed=True) == 0.0
+        policy.started(now_ms)
+        assert policy.died(now_ms + 100, was_killed=True) == DELAY_MS_MIN
 
 
 def test_a_long_life_is_forgiven() -> None:
