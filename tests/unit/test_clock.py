@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modelless.clock import WINDOW_MS, KafkaClock
+from modelless.clock import DRIFT_MAX, WINDOW_MS, KafkaClock
 
 HOUR_MS = 3_600_000.0
 OFFSETS = st.floats(-HOUR_MS, HOUR_MS)
