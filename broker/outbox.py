@@ -22,10 +22,9 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
-from aiokafka.partitioner import murmur2
 
 from modelless.config import Config
-from modelless.kafka import make_producer, raise_if_cancelled, stop_within
+from modelless.kafka import make_producer, partition_of, raise_if_cancelled, stop_within
 from modelless.topic_settings import DEAD_LETTER_OVERHEAD_BYTES
 from modelless.topics import Topics
 
@@ -170,4 +169,4 @@ class Outbox:
 def _partition(outgoing: Outgoing, partitions: int) -> int:
     if outgoing.partition is not None:
         return outgoing.partition
-    return int((murmur2(outgoing.partition_key) & 0x7FFFFFFF) % partitions)
+    return partition_of(outgoing.partition_key, partitions)

@@ -37,6 +37,7 @@ from modelless.config import Config
 from modelless.errors import ModellessError
 from modelless.fleet import Announcer
 from modelless.frames import LINK_VERSION, Frame, Hello
+from modelless.headers import reply_headers
 from modelless.link import Link, LinkServer, serve
 from modelless.messages import Member, Plan, RecordId
 from modelless.metrics import serve_metrics
@@ -405,12 +406,7 @@ class Broker:
             retry_after_ms=reply.retry_after_ms,
             metadata=entry.query.metadata,
         )
-        headers = (
-            ("modelless-id", address.id.encode()),
-            ("modelless-status", reply.status.encode()),
-            ("modelless-query", record.encode()),
-            *address.echo,
-        )
+        headers = tuple(reply_headers(address.id, reply.status, record, address.echo))
         self._outbox.put(
             Outgoing(
                 topic=address.topic,

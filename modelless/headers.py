@@ -178,3 +178,8 @@ def _text(name: str, value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise DecodeError(f"header {name} is not UTF-8") from None
+
+
+def reply_headers(id: str, status: str, query: str, echo: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The headers of a reply: who is answered, how, which record, and what its query wants echoed."""
+    return [(ID, id.encode()), (STATUS, status.encode()), (QUERY, query.encode()), *echo]

@@ -20,6 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.helpers import create_ssl_context
+from aiokafka.partitioner import murmur2
 
 from modelless.config import Config
 from modelless.errors import ConfigurationError
@@ -123,6 +124,11 @@ async def _abandon(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     closing = asyncio.create_task(connections.close())
     await asyncio.wait([task for task in (sending, closing) if task is not None], timeout=1.0)
     closing.cancel()
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where a key goes, as Java's and aiokafka's producers place it."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def raise_if_cancelled(error: BaseException) -> None:

@@ -32,11 +32,10 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
-from aiokafka.partitioner import murmur2
 
 from modelless.config import Config
 from modelless.frames import ItemOutcome
-from modelless.kafka import make_producer, stop_within
+from modelless.kafka import make_producer, partition_of, stop_within
 from workers.replies import Outgoing
 
 PARTIAL_S = 0.2
@@ -133,7 +132,7 @@ class Publisher:
                 count = counts.get(topic)
                 if count is None:
                     count = counts[topic] = self._partitions(topic)
-                partition = _place(reply, count) if count else -1
+                partition = partition_of(reply.partition_key, count) if count else -1
             self._enqueue((topic, partition), (reply, group))
 
     def _enqueue(self, lane: Lane, entry: Entry) -> None:
@@ -165,7 +164,7 @@ class Publisher:
         while waiting and (not count or partition < 0):
             entry = waiting.popleft()
             if count:
-                self._enqueue((topic, _place(entry[0], count)), entry)
+                self._enqueue((topic, partition_of(entry[0].partition_key, count)), entry)
             else:
                 self._settle([entry], problem or f"topic {topic} does not exist")
 
@@ -303,8 +302,3 @@ class Publisher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler({"message": "writing replies ended", "exception": error})
-
-
-def _place(reply: Outgoing, partitions: int) -> int:
-    """As Kafka's own clients place a key."""
-    return int((murmur2(reply.partition_key) & 0x7FFFFFFF) % partitions)

@@ -64,7 +64,7 @@ def of_run(
         query = str(item.record)
         queue_ms = max(0.0, run.started_ms - item.arrival_ms)
         value = template.encode(item.id, query, queue_ms, missed, item.metadata, data, item.form)
-        replies.append(Outgoing(item, OK, value, _headers(item, OK, query)))
+        replies.append(Outgoing(item, OK, value, headers.reply_headers(item.id, OK, query, item.headers)))
     return replies
 
 
@@ -124,13 +124,10 @@ def _error(item: Item, status: str, message: str, author: Author, now_ms: float,
         metadata=item.metadata,
     )
     disposition: Disposition = "poisoned" if poisoned else "answered"
-    return Outgoing(item, status, encode_reply(reply, item.form), _headers(item, status, reply.query), disposition)
-
-
-def _headers(item: Item, status: str, query: str) -> Headers:
-    return [
-        (headers.ID, item.id.encode()),
-        (headers.STATUS, status.encode()),
-        (headers.QUERY, query.encode()),
-        *item.headers,
-    ]
+    return Outgoing(
+        item,
+        status,
+        encode_reply(reply, item.form),
+        headers.reply_headers(item.id, status, reply.query, item.headers),
+        disposition,
+    )
