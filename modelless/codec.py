@@ -32,6 +32,10 @@ from modelless.messages import (
     ON_MISS,
     PREFERENCES,
     Cancel,
+    Condition,
+    Correction,
+    Feedback,
+    Labels,
     Member,
     ModelVersion,
     Plan,
@@ -70,8 +74,8 @@ MISSED_MAX = 8
 QUERY_ITEMS_MAX = 1024
 """Elements of all containers of a query or a reply; everything at its limit takes about 800."""
 
-Record = ModelVersion | Profile | Plan | Member
-RecordT = TypeVar("RecordT", ModelVersion, Profile, Plan, Member)
+Record = ModelVersion | Labels | Profile | Condition | Correction | Plan | Member | Feedback
+RecordT = TypeVar("RecordT", ModelVersion, Labels, Profile, Condition, Correction, Plan, Member, Feedback)
 
 _RECORD_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}/[0-9]{1,10}/[0-9]{1,19}")
 _TENSOR_FIELDS = ("name", "datatype", "shape", "data")
@@ -154,12 +158,12 @@ def decode_cancel(value: bytes | None) -> Cancel:
 
 
 def encode_record(message: Record) -> bytes:
-    """A message of a compacted topic as a MessagePack map; fields with their default value do not travel."""
+    """Any other message as a MessagePack map; fields with their default value do not travel."""
     return wire.pack(to_map(message))
 
 
 def decode_record(cls: type[RecordT], value: bytes | None, *, bytes_max: int = BYTES_MAX) -> RecordT:
-    """A message of a compacted topic. A null value, which deletes a key, is the caller's to see. Raises DecodeError."""
+    """Any other message. A null value, which deletes a key, is the caller's to see. Raises DecodeError."""
     if value is None:
         raise DecodeError(f"{cls.__name__}: the value is null")
     record: RecordT = decoder(cls, "map")(wire.unpack(value, bytes_max=bytes_max, depth_max=None))

@@ -133,6 +133,8 @@ class ModelVersion:
     """SHA-256 of everything above that decides behaviour: the same digest is the same version."""
     factory: str | None = None
     """``package.module:function`` that builds the torch module of a safetensors artifact."""
+    exits: int = 1
+    """Points of the network where its answer can be taken; the last one is the whole network."""
     registered_ms: float = 0.0
 
     @property
@@ -161,8 +163,15 @@ class Profile:
     reason: str | None = None
     """Why it failed."""
     load_ms: float = 0.0
+    """Cold: the first time in a fresh process, its libraries imported."""
+    load_warm_ms: float = 0.0
+    """Again in the same process."""
     memory_bytes: int = 0
+    """Peak, loaded and running its largest batch."""
     accuracy: float | None = None
+    accuracy_low: float | None = None
+    """Lower bound of the 95 % confidence interval: what is chosen by. The accuracy itself when it was declared."""
+    accuracy_high: float | None = None
     accuracy_rows: int = 0
     """Rows that the accuracy was measured on; 0 when it was declared."""
     batches: tuple[BatchTime, ...] = ()
@@ -170,10 +179,108 @@ class Profile:
     price_per_hour: float = 0.0
     """USD, of one worker of the group, when it was measured."""
     measured_ms: float = 0.0
+    build_ms: float = 0.0
+    """What building took; 0 when what was built before could be used."""
+    build_url: str | None = None
+    """What the builder made, in the store; None: it loads the model's own artifact."""
+    build_sha256: str | None = None
+    build_key: str | None = None
+    """Digest of (model, builder, its version, hardware): the same key need not be built again."""
 
     @property
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a profiled variant lives (topic ``modelless.profiles``, key ``condition/<variant>@<group>``).
+
+    The leader's snapshot of what batches told; a broker that starts begins with it.
+    """
+
+    variant: str
+    group: str
+    digest: str
+    """Of the model version that it is of."""
+    state: Literal["inactive", "loading", "active", "overloaded", "interfered"]
+    p50_scale: float = 1.0
+    """Living median over the profile's."""
+    p99_scale: float = 1.0
+    rows_per_second: float = 0.0
+    """Lately, all workers of the group together."""
+    changed_ms: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"condition/{self.variant}@{self.group}"
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What labels of answered queries say of a variant (topic ``modelless.profiles``, key ``correction/<variant>``)."""
+
+    variant: str
+    digest: str
+    """Of the model version that it is of."""
+    rows: float
+    """Labelled rows, old ones counting less."""
+    right: float
+    """Of these, as often as the prediction was the label."""
+    accuracy: float
+    """Of profile and labels together; replaces the profile's."""
+    accuracy_low: float
+    accuracy_high: float
+    drifted: bool = False
+    """The labels say that it has become less accurate than it was measured."""
+    changed_ms: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"correction/{self.variant}"
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Which versions of a model answer (topic ``modelless.registry``, key ``labels/<name>``).
+
+    Without this record, and without a version that is ``stable``, the newest version that can be served answers.
+    """
+
+    name: str
+    stable: int | None = None
+    canary: int | None = None
+    canary_weight: float = 0.0
+    """Share of the queries for the model, or chosen for it, that the canary answers; 0 to 1."""
+    shadow: str | None = None
+    """A version's number, or a variant's name, that gets copies; its answers are compared and dropped."""
+    shadow_weight: float = 0.0
+    errors_margin: float = 0.02
+    """The canary is rolled back when its share of errors exceeds stable's by more."""
+    latency_margin: float = 0.5
+    """The canary is rolled back when its mean execution time exceeds stable's by more than this share of it."""
+    samples_min: int = 100
+    """Answers of the canary before it is judged."""
+    reason: str | None = None
+    """Why it was rolled back."""
+    changed_ms: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"labels/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The truth about an answered query (topic ``modelless.feedback``); variant and predictions are its reply's."""
+
+    query: str
+    """The query's record, ``topic/partition/offset``."""
+    variant: str
+    predictions: tuple[int, ...]
+    """The class that was answered, a row each."""
+    labels: tuple[int, ...]
+    """The class that is right, a row each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +291,8 @@ class Assignment:
     """Variants, the most valuable first."""
     measure: tuple[str, ...] = ()
     """Variants to build and measure for the group."""
+    outdated: Mapping[str, float] = field(default_factory=dict)
+    """Variants to measure again whose profile was measured at this time or before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +304,23 @@ class Plan:
     created_ms: float
     workers: Mapping[str, Assignment]
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one model version answered since the broker started, to judge a canary by."""
+
+    model: str
+    """``name:version``."""
+    answered: int
+    failed: int
+    """INTERNAL."""
+    execute_ms: float
+    """Sum over the answered ones of their batch's time per row."""
+    shadowed: int = 0
+    """Copies that it answered as a shadow."""
+    agreed: int = 0
+    """Of these, with the same prediction as the answer that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +342,10 @@ class Member:
     """A worker's loaded variants."""
     errors: Mapping[str, str] = field(default_factory=dict)
     """What could not be done lately, by subject (a variant, say), in words for the operator."""
+    wants: Mapping[str, float] = field(default_factory=dict)
+    """A broker's: rows a second that ``variant@group`` would serve better than what is loaded."""
+    served: tuple[Served, ...] = ()
+    """A broker's, of models with a canary or a shadow."""
 
 
 def split_variant(variant: str) -> tuple[str, str]:

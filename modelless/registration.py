@@ -249,11 +249,13 @@ def _store(config: Config, specification: Specification) -> ModelVersion:
             format=specification.format,
             artifact_sha256=sha256,
             factory=specification.factory,
+            exits=specification.exits,
             inputs=specification.inputs,
             outputs=specification.outputs,
             evaluation=evaluation,
         ),
         factory=specification.factory,
+        exits=specification.exits,
         registered_ms=float(int(time.time() * 1000)),
     )
 

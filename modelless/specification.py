@@ -6,6 +6,7 @@
     task = "digits"
     artifact = "digits_cnn.onnx"              # .onnx, .safetensors with a factory, or .csv for emulated devices
     # factory = "package.module:function"     # builds the torch module of a .safetensors artifact
+    # exits = 3                               # of its networks that can answer early; see docs/operations.md
 
     [inputs.pixels]
     datatype = "FP32"
@@ -42,10 +43,11 @@ from modelless.tensors import DIMENSIONS_MAX, ITEM_BYTES, NUMPY_DTYPES, TensorSp
 
 FORMATS = {".onnx": "onnx", ".safetensors": "safetensors", ".csv": "emulated"}
 METRICS = ("accuracy",)
+EXITS_MAX = 32
 SPECIFICATION_BYTES_MAX = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_FIELDS = ("name", "task", "artifact", "factory", "inputs", "outputs", "evaluation")
+_FIELDS = ("name", "task", "artifact", "factory", "exits", "inputs", "outputs", "evaluation")
 _NAMES_RESERVED = ("offline",)
 
 
@@ -68,6 +70,7 @@ class Specification:
     format: str
     """``onnx``, ``safetensors`` or ``emulated``."""
     factory: str | None
+    exits: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     evaluation: EvaluationSource
@@ -89,6 +92,7 @@ def read_specification(path: Path) -> Specification:
         artifact=artifact,
         format=format,
         factory=_factory(table, format),
+        exits=_exits(table, format),
         inputs=inputs,
         outputs=_tensors("outputs", table),
         evaluation=_evaluation(table, inputs, path.parent),
@@ -179,6 +183,15 @@ def _factory(table: Mapping[str, Any], format: str) -> str | None:
     if not _FACTORY.fullmatch(factory):
         _refuse("factory", f'must be like "package.module:function", got {factory!r}')
     return factory
+
+
+def _exits(table: Mapping[str, Any], format: str) -> int:
+    value = table.get("exits", 1)
+    if type(value) is not int or not 1 <= value <= EXITS_MAX:
+        _refuse("exits", f"must be a whole number from 1 to {EXITS_MAX}, got {value!r}")
+    if value > 1 and format != "safetensors":
+        _refuse("exits", f"goes with a .safetensors artifact only, but the artifact is {format}; remove it")
+    return value
 
 
 def _tensors(section: str, table: Mapping[str, Any]) -> tuple[TensorSpec, ...]:

@@ -21,7 +21,7 @@ from modelless.errors import ConfigurationError, PermissionDeniedError, Unavaila
 from modelless.kafka import make_admin
 from modelless.topics import Topics
 
-Kind = Literal["queries", "replies", "cancel", "table", "plan", "fleet", "dead-letter"]
+Kind = Literal["queries", "replies", "cancel", "table", "plan", "fleet", "feedback", "dead-letter"]
 Severity = Literal["blocks", "weakens", "unknown"]
 
 MINUTE_MS = 60_000
@@ -59,6 +59,7 @@ def settings(config: Config) -> dict[str, TopicSetting]:
         topics.profiles: "table",
         topics.plan: "plan",
         topics.fleet: "fleet",
+        topics.feedback: "feedback",
         topics.dead_letter: "dead-letter",
     }
     return {name: setting_of(config, kind) for name, kind in kinds.items()}
@@ -92,6 +93,7 @@ _VALUES: dict[Kind, dict[str, str]] = {
     "table": _COMPACTED,
     "plan": _COMPACTED,
     "fleet": _kept(10 * MINUTE_MS) | _LOG_TIME,
+    "feedback": _kept(7 * DAY_MS),
     "dead-letter": _kept(14 * DAY_MS),
 }
 

@@ -50,6 +50,10 @@ class Topics:
         return f"{self.prefix}.fleet"
 
     @property
+    def feedback(self) -> str:
+        return f"{self.prefix}.feedback"
+
+    @property
     def dead_letter(self) -> str:
         return f"{self.prefix}.dead-letter"
 

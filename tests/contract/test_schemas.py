@@ -27,7 +27,7 @@ LOADED: dict[str, dict[str, Any]] = {
     path.name.removesuffix(".schema.json"): json.loads(path.read_text()) for path in SCHEMAS.glob("*.schema.json")
 }
 MESSAGES: dict[str, type[Any]] = {"query": Query, "reply": Reply, "cancel": Cancel, **RECORDS}
-NAMES = {str: "string", int: "integer", float: "number"}
+NAMES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
 def test_there_is_a_schema_for_every_message_and_no_python() -> None:

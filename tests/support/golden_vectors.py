@@ -20,19 +20,33 @@ from modelless.messages import (
     Assignment,
     BatchTime,
     Cancel,
+    Condition,
+    Correction,
     Evaluation,
+    Feedback,
+    Labels,
     Member,
     ModelVersion,
     Plan,
     Profile,
     Query,
     Reply,
+    Served,
 )
 from modelless.structure import to_map
 from modelless.tensors import Tensor, TensorSpec
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "vectors"
-RECORDS = {"model-version": ModelVersion, "profile": Profile, "plan": Plan, "member": Member}
+RECORDS = {
+    "model-version": ModelVersion,
+    "labels": Labels,
+    "profile": Profile,
+    "condition": Condition,
+    "correction": Correction,
+    "plan": Plan,
+    "member": Member,
+    "feedback": Feedback,
+}
 
 
 @dataclass(frozen=True)
@@ -160,18 +174,61 @@ _PROFILE = Profile(
     status="ready",
     digest="4e5f" * 16,
     load_ms=85.5,
+    load_warm_ms=20.25,
     memory_bytes=41_943_040,
     accuracy=0.9875,
+    accuracy_low=0.970703125,
+    accuracy_high=0.9951171875,
     accuracy_rows=400,
     batches=(BatchTime(1, 0.5, 0.75), BatchTime(2, 0.625, 1.0)),
     price_per_hour=0.17,
     measured_ms=1_800_000_060_000.0,
+    build_ms=1250.0,
+    build_url="store/6a7b/model.onnx",
+    build_sha256="6a7b" * 16,
+    build_key="8c9d" * 16,
+)
+_LABELS = Labels(
+    name="digits-cnn",
+    stable=2,
+    canary=3,
+    canary_weight=0.125,
+    shadow="digits-cnn:3/onnx-int8",
+    shadow_weight=0.5,
+    changed_ms=1_800_000_060_000.0,
+)
+_CONDITION = Condition(
+    variant="digits-cnn:3/onnx-fp32",
+    group="cpu-small",
+    digest="4e5f" * 16,
+    state="interfered",
+    p50_scale=1.75,
+    p99_scale=2.5,
+    rows_per_second=120.5,
+    changed_ms=1_800_000_060_000.0,
+)
+_CORRECTION = Correction(
+    variant="digits-cnn:3/onnx-fp32",
+    digest="4e5f" * 16,
+    rows=1000.0,
+    right=900.0,
+    accuracy=0.90625,
+    accuracy_low=0.8828125,
+    accuracy_high=0.92578125,
+    drifted=True,
+    changed_ms=1_800_000_060_000.0,
+)
+_FEEDBACK = Feedback(
+    query="modelless.queries/0/12345", variant="digits-cnn:3/onnx-fp32", predictions=(7, 1), labels=(7, 2)
 )
 _PLAN = Plan(
     epoch=7,
     leader="broker-0",
     created_ms=1_800_000_120_000.0,
-    workers={"cpu-small-0": Assignment(load=("digits-cnn:3/onnx-fp32",)), "cpu-small-1": Assignment()},
+    workers={
+        "cpu-small-0": Assignment(load=("digits-cnn:3/onnx-fp32",)),
+        "cpu-small-1": Assignment(outdated={"digits-cnn:3/onnx-fp32": 1_800_000_060_000.0}),
+    },
     reasons=("everything fits",),
 )
 _MEMBER = Member(
@@ -184,6 +241,8 @@ _MEMBER = Member(
     statistics={"backlog_ms": 12.5},
     variants=("digits-cnn:3/onnx-fp32",),
     errors={"digits-big:1/torch-fp32": "needs 3,000 MB, the group allows 2,048"},
+    wants={"digits-cnn:3/onnx-int8@cpu-small": 12.5},
+    served=(Served("digits-cnn:3", 100, 1, 50.0, 10, 9),),
 )
 _NIL = msgpack.packb({"id": "q-1", "task": "digits", "model": None, "inputs": [_TENSOR]})
 _NESTED = {"name": "pixels", "datatype": "FP32", "shape": [2, 2], "data": [[0, 0.5], [-1, 2]]}
@@ -227,6 +286,10 @@ VECTORS = (
     Vector("cancel-json", "cancel", b'{"id": "q-1"}'),
     Vector("model-version", "model-version", codec.encode_record(_MODEL)),
     Vector("profile", "profile", codec.encode_record(_PROFILE)),
+    Vector("labels", "labels", codec.encode_record(_LABELS)),
+    Vector("condition", "condition", codec.encode_record(_CONDITION)),
+    Vector("correction", "correction", codec.encode_record(_CORRECTION)),
+    Vector("feedback", "feedback", codec.encode_record(_FEEDBACK)),
     Vector("plan", "plan", codec.encode_record(_PLAN)),
     Vector("member", "member", codec.encode_record(_MEMBER)),
     Vector("bad-truncated", "query", codec.encode_query(_QUERY)[:-1], reason="truncated"),

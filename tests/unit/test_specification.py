@@ -77,7 +77,7 @@ def test_other_formats(folder: Path) -> None:
     ("old", "new", "complaint"),
     [
         ("task =", "tusk =", "tusk: is not a known field; did you mean task"),
-        ("[evaluation]", "[extra]\nx = 1\n[evaluation]", "extra: is not a known field; known are: name"),
+        ("[evaluation]", "[colour]\nx = 1\n[evaluation]", "colour: is not a known field; known are: name"),
         ('name = "digits-cnn"', "", "name: is missing"),
         ('"digits-cnn"', "7", "name: must be text"),
         ('"digits-cnn"', '"../etc"', "name: must be 1 to 64 letters"),
