@@ -33,6 +33,7 @@ PURE = frozenset(
         "broker.profiles",
         "broker.selector",
         "broker.statistics",
+        "modelless.accuracy",
         "modelless.client_core",
         "modelless.codec",
         "modelless.demo.report",
