@@ -285,6 +285,8 @@ class Broker:
 
     def _on_profile(self, record: ConsumerRecord) -> None:
         key = (record.key or b"").decode(errors="replace")
+        if key.startswith(("condition/", "correction/")):
+            return
         with self._alarm(key):
             self._core.catalog.put_profile(key, read_profile(key, record.value))
             self._core.catalog_changed(self._clock.now_ms())

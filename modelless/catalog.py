@@ -1,5 +1,8 @@
 """What is registered and how it runs: the registry and the profiles, folded from their topics.
 
+The registry has models (``model/<name>:<version>``) and labels (``labels/<name>``); the profiles' topic has profiles
+(``<variant>@<group>``), conditions (``condition/<variant>@<group>``) and corrections (``correction/<variant>``).
+
 :class:`Catalog` is the pure fold, a record at a time; :class:`CatalogView` follows the topics into one.
 A record that cannot be right (undecodable, another key's, a digest that is not its content's) is refused with an
 alarm, and the last good one stays.
@@ -10,17 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from modelless.codec import decode_record
 from modelless.config import Config
 from modelless.errors import DecodeError
-from modelless.messages import Evaluation, ModelVersion, Profile, split_variant
+from modelless.messages import Condition, Correction, Evaluation, Labels, ModelVersion, Profile, split_variant
 from modelless.tables import Follower
 from modelless.tensors import TensorSpec
 from modelless.topics import Topics
+
+_Keyed = TypeVar("_Keyed", Profile, Condition, Correction, Labels)
 
 
 class Record(Protocol):
@@ -94,48 +99,70 @@ def read_model(key: str, value: bytes | None) -> ModelVersion | None:
 
 def read_profile(key: str, value: bytes | None) -> Profile | None:
     """The profile of a record, None for a removed one. ``key`` is ``variant@group``. Raises DecodeError."""
+    return _read(Profile, key, value)
+
+
+def read_condition(key: str, value: bytes | None) -> Condition | None:
+    """Likewise; ``key`` is ``condition/variant@group``."""
+    return _read(Condition, key, value)
+
+
+def read_correction(key: str, value: bytes | None) -> Correction | None:
+    """Likewise; ``key`` is ``correction/variant``."""
+    return _read(Correction, key, value)
+
+
+def read_labels(key: str, value: bytes | None) -> Labels | None:
+    """Likewise; ``key`` is ``labels/name``."""
+    return _read(Labels, key, value)
+
+
+def _read(kind: type[_Keyed], key: str, value: bytes | None) -> _Keyed | None:
     if value is None:
         return None
-    profile = decode_record(Profile, value)
-    if profile.key != key:
-        raise DecodeError(f"it is of {profile.key!r}")
-    return profile
+    read = decode_record(kind, value)
+    if read.key != key:
+        raise DecodeError(f"it is of {read.key!r}")
+    return read
 
 
 class Catalog:
-    """The models by ``name:version`` and the profiles by ``(variant, group)``, as the topics say now."""
+    """Everything by its record's key, as the topics say now."""
 
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._models: dict[str, ModelVersion] = {}
-        self._profiles: dict[tuple[str, str], Profile] = {}
+        self._labels: dict[str, Labels] = {}
+        self._profiles: dict[str, Profile] = {}
+        self._conditions: dict[str, Condition] = {}
+        self._corrections: dict[str, Correction] = {}
 
     def apply(self, record: Record) -> str | None:
         """Take a record of either topic; a sentence for the log when it is refused."""
         key = (record.key or b"").decode("utf-8", "replace")
         try:
-            if record.topic == self._topics.registry and key.startswith("model/"):
-                self._apply_model(key.removeprefix("model/"), record.value)
+            if record.topic == self._topics.registry:
+                self._apply_registry(key, record.value)
             if record.topic == self._topics.profiles:
-                self._apply_profile(key, record.value)
+                self._apply_profiles(key, record.value)
         except DecodeError as error:
             return f"record of {key!r} refused: {error.message}"
         return None
 
-    def _apply_model(self, key: str, value: bytes | None) -> None:
-        model = read_model(key, value)
-        if model is None:
-            self._models.pop(key, None)
-        else:
-            self._models[key] = model
+    def _apply_registry(self, key: str, value: bytes | None) -> None:
+        if key.startswith("model/"):
+            name = key.removeprefix("model/")
+            _keep(self._models, name, read_model(name, value))
+        elif key.startswith("labels/"):
+            _keep(self._labels, key, read_labels(key, value))
 
-    def _apply_profile(self, key: str, value: bytes | None) -> None:
-        variant, _, group = key.rpartition("@")
-        profile = read_profile(key, value)
-        if profile is None:
-            self._profiles.pop((variant, group), None)
+    def _apply_profiles(self, key: str, value: bytes | None) -> None:
+        if key.startswith("condition/"):
+            _keep(self._conditions, key, read_condition(key, value))
+        elif key.startswith("correction/"):
+            _keep(self._corrections, key, read_correction(key, value))
         else:
-            self._profiles[variant, group] = profile
+            _keep(self._profiles, key, read_profile(key, value))
 
     def models(self) -> list[ModelVersion]:
         """By name, then version."""
@@ -150,12 +177,34 @@ class Catalog:
         ]
         return sorted(fresh, key=lambda profile: profile.key)
 
+    def condition(self, profile: Profile) -> Condition | None:
+        """How the profiled variant lives on its group, by the leader's last snapshot."""
+        condition = self._conditions.get(f"condition/{profile.key}")
+        return condition if condition is not None and condition.digest == profile.digest else None
+
+    def correction(self, model: ModelVersion, variant: str) -> Correction | None:
+        """What labels say of one of the model's variants."""
+        correction = self._corrections.get(f"correction/{variant}")
+        return correction if correction is not None and correction.digest == model.digest else None
+
+    def labels(self, name: str) -> Labels | None:
+        """Which versions of a model answer, where an operator said so."""
+        return self._labels.get(f"labels/{name}")
+
     def find_digest(self, digest: str) -> ModelVersion | None:
         """The newest version with this digest."""
         return next((model for model in reversed(self.models()) if model.digest == digest), None)
 
     def next_version(self, name: str) -> int:
         return 1 + max((model.version for model in self._models.values() if model.name == name), default=0)
+
+
+def _keep(table: dict[str, Any], key: str, value: Any) -> None:
+    """None: it was removed."""
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
 
 
 class CatalogView:
