@@ -42,6 +42,7 @@ PURE = frozenset(
         "modelless.fields",
         "modelless.frame_codec",
         "modelless.frames",
+        "modelless.frontier",
         "modelless.headers",
         "modelless.json_form",
         "modelless.messages",
