@@ -482,7 +482,7 @@ class Core:
             candidate = self.catalog.candidate(variant.variant, worker.group)
             if candidate is not None:
                 for rows, execute_ms in variant.batches:
-                    candidate.table.observe(rows, execute_ms)
+                    candidate.table.observe(rows, execute_ms, now_ms)
         if ready != worker.ready:
             worker.ready = ready
             self._ready.clear()

@@ -1,21 +1,39 @@
 """lat(b): how long a batch of b rows takes, from a measured profile, kept alive by every batch that runs.
 
 The profile gives a median and a p99 at a few batch sizes. Between them lat(b) is linear; below the smallest it is
-flat, above the largest it grows in proportion. What workers observe moves one scale factor (an exponentially
-weighted mean of observed over profiled), so that a processor that is shared or throttled is believed within a few
-batches while the curve keeps its shape.
+flat, above the largest it grows in proportion. What workers observe moves two factors while the curves keep their
+shape, so that a processor that is shared or throttled is believed within a few batches:
+
+* ``scale`` of the median: the location of the logarithm of observed over profiled. Every batch moves it by a share of
+  its own distance, and that distance counts up to a bound, so that no outlier moves it far (Huber, "Robust estimation
+  of a location parameter", 1964, solved batch by batch as in Robbins and Monro, "A stochastic approximation method",
+  1951);
+* ``tail`` of the p99: the 99 % quantile of the same, by Robbins and Monro's steps for a quantile: a batch above the
+  estimate moves it up by 0.99 of a step, one below it down by 0.01.
+
+Both go back towards the profile while nothing is observed: what is chosen less because it was slow is tried again.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from math import exp, inf, log
 
 from modelless.messages import BatchTime
 
 _WEIGHT = 0.05
+_RATIO_MAX = 2.0
+"""Of one batch's time to the living median, either way; what is beyond counts as this."""
+_TAIL_STEP = 0.1
+_TAIL = 0.99
+QUIET_MS = 5_000.0
+"""Without a batch for so long, what was learned begins to be forgotten."""
+RELAX_MS = 30_000.0
+"""Time constant of forgetting: a factor of 3 is one of 1.5 after so long."""
+_FORGOTTEN = 0.01
 _USEFUL_SHARE = 0.95
 """Of the best throughput; batches larger than the first that reaches it only block the device for longer."""
-_SCALE_MIN, _SCALE_MAX = 0.25, 8.0
+_SCALE_MIN, _SCALE_MAX = 0.1, 20.0
 
 
 class LatencyTable:
@@ -29,6 +47,12 @@ class LatencyTable:
         best = max(b.batch_size / b.p50_ms for b in batches)
         self.rows_useful = next(b.batch_size for b in batches if b.batch_size / b.p50_ms >= _USEFUL_SHARE * best)
         self.scale = 1.0
+        """Living median over the profile's."""
+        self.tail = 1.0
+        """Living p99 over the profile's."""
+        self.observed_ms = -inf
+        """When the last batch was observed."""
+        self._relaxed_ms = -inf
         self._p50_ms = _dense([(b.batch_size, b.p50_ms) for b in batches])
         self._p99_ms = _dense([(b.batch_size, b.p99_ms) for b in batches])
 
@@ -39,8 +63,8 @@ class LatencyTable:
 
     def p99_ms(self, rows: int) -> float:
         if rows <= self.rows_max:
-            return self._p99_ms[rows] * self.scale
-        return self._p99_ms[-1] * self.scale * rows / self.rows_max
+            return self._p99_ms[rows] * self.tail
+        return self._p99_ms[-1] * self.tail * rows / self.rows_max
 
     def queue_ms(self, rows: int) -> float:
         """Median time to work off that many rows in the largest useful batches."""
@@ -56,13 +80,43 @@ class LatencyTable:
             rows = rows * 3 // 4 if rows > 4 else rows - 1
         return max(rows, rows_min)
 
-    def observe(self, rows: int, execute_ms: float) -> None:
+    def observe(self, rows: int, execute_ms: float, now_ms: float) -> None:
         """A batch ran."""
-        profiled_ms = self.p50_ms(rows) / self.scale
-        if profiled_ms <= 0 or execute_ms <= 0:
+        self.relax(now_ms)
+        p50_ms = self.p50_ms(rows)
+        if p50_ms <= 0 or execute_ms <= 0:
             return
-        ratio = min(max(execute_ms / profiled_ms, _SCALE_MIN), _SCALE_MAX)
-        self.scale += _WEIGHT * (ratio - self.scale)
+        self.observed_ms = now_ms
+        ratio = min(max(execute_ms / p50_ms, 1 / _RATIO_MAX), _RATIO_MAX)
+        self.scale = _bounded(self.scale * ratio**_WEIGHT)
+        step = _TAIL if execute_ms > self.p99_ms(rows) else _TAIL - 1
+        self.tail = _bounded(self.tail * exp(_TAIL_STEP * step))
+
+    def relax(self, now_ms: float) -> None:
+        """Go back towards the profile for the time that nothing was observed; called now and then."""
+        if self.scale == self.tail == 1.0:
+            return
+        since_ms = max(self.observed_ms + QUIET_MS, self._relaxed_ms)
+        if now_ms > since_ms:
+            share = exp((since_ms - now_ms) / RELAX_MS)
+            self.scale, self.tail = _towards_one(self.scale, share), _towards_one(self.tail, share)
+            self._relaxed_ms = now_ms
+
+    def restore(self, p50_scale: float, p99_scale: float, observed_ms: float) -> None:
+        """Begin with what another broker had learned by ``observed_ms``; what was observed since then wins."""
+        if observed_ms > self.observed_ms:
+            self.scale, self.tail = _bounded(p50_scale), _bounded(p99_scale)
+            self.observed_ms = observed_ms
+
+
+def _bounded(factor: float) -> float:
+    return min(max(factor, _SCALE_MIN), _SCALE_MAX)
+
+
+def _towards_one(factor: float, share: float) -> float:
+    """What is left of a factor's logarithm; 1 once nothing worth mentioning is."""
+    left = log(factor) * share
+    return exp(left) if abs(left) > _FORGOTTEN else 1.0
 
 
 def _dense(points: list[tuple[int, float]]) -> list[float]:

@@ -74,7 +74,7 @@ def test_what_a_table_learned_stays_while_its_batch_times_do() -> None:
     put(catalog, model(), profile(model()))
     before = catalog.candidate("m:1/onnx-fp32", "cpu")
     assert before is not None
-    before.table.observe(1, 80.0)
+    before.table.observe(1, 80.0, 0.0)
     learned = before.table.scale
     put(catalog, model(), replace(profile(model()), measured_ms=5.0))
     assert catalog.candidate("m:1/onnx-fp32", "cpu") is before
@@ -94,7 +94,7 @@ def test_cost_follows_what_the_table_learns() -> None:
     put(catalog, model(), profile(model()))
     (candidate,) = catalog.candidates()
     assert candidate.cost_per_1000_least == pytest.approx(10 / 8 * 3.6 / 3_600_000 * 1000)
-    candidate.table.observe(8, 20.0)
+    candidate.table.observe(8, 20.0, 0.0)
     assert candidate.cost_per_1000_least == pytest.approx(candidate.cost_per_1000(8))
 
 
