@@ -258,7 +258,7 @@ class Labels:
     errors_margin: float = 0.02
     """The canary is rolled back when its share of errors exceeds stable's by more."""
     latency_margin: float = 0.5
-    """The canary is rolled back when its mean execution time exceeds stable's by more than this share of it."""
+    """The canary is rolled back when most of its batches take longer than stable's would by more than this share."""
     samples_min: int = 100
     """Answers of the canary before it is judged."""
     reason: str | None = None
@@ -308,19 +308,25 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one model version answered since the broker started, to judge a canary by."""
+    """What one model version answered since its labels changed, or the broker started; to judge a canary by."""
 
     model: str
-    """``name:version``."""
+    """``name:version``; of a shadow its variant."""
     answered: int
     failed: int
-    """INTERNAL."""
+    """INTERNAL; of a shadow, copies that it could not answer."""
     execute_ms: float
     """Sum over the answered ones of their batch's time per row."""
     shadowed: int = 0
     """Copies that it answered as a shadow."""
     agreed: int = 0
     """Of these, with the same prediction as the answer that was sent."""
+    batches: int = 0
+    """Batches of the answered ones that can be compared with what stable's would have taken."""
+    slow: int = 0
+    """Of these, longer than that by more than the latency margin."""
+    since_ms: float = 0.0
+    """``changed_ms`` of the labels that were in force: counts of others do not belong together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """Registering a model: copy it to the store, give it a version, and wait until the workers serve it.
 
 The same content (its digest) is the same version, so registering twice changes nothing. Two operators at once cannot
-take one version number for two models: versions are written under one fixed transactional id, whose newest owner
-fences the others, who read again and retry.
+take one version number for two models (:mod:`modelless.registry`).
 
 A group's way: **waiting** (nobody measures yet, or it is being measured) → **loading** (a profile is there) →
 **ready** (a worker of the group has it loaded), or **failed** with the reason.
@@ -11,7 +10,6 @@ A group's way: **waiting** (nobody measures yet, or it is being measured) → **
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -19,26 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from aiokafka.errors import KafkaError, ProducerFenced
-
-from modelless import store
+from modelless import registry, store
 from modelless.catalog import Catalog, CatalogView, model_digest
 from modelless.clock import KafkaClock
-from modelless.codec import encode_record
 from modelless.config import Config
 from modelless.errors import DeadlineExceededError, UnavailableError
 from modelless.fleet import FleetView
-from modelless.kafka import make_producer, stop_within
 from modelless.messages import Evaluation, Member, ModelVersion, Profile, split_variant
 from modelless.specification import Specification, read_specification
-from modelless.topic_settings import ensure_task_topic, unreachable
-from modelless.topics import Topics
+from modelless.topic_settings import ensure_task_topic
 
 TIMEOUT_S = 300.0
 NOBODY_S = 10.0
 """How long to look for a broker and a worker before giving up."""
-PUBLISH_ATTEMPTS_MAX = 6
-PUBLISH_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,33 +253,9 @@ def _store(config: Config, specification: Specification) -> ModelVersion:
 
 async def _publish(config: Config, model: ModelVersion) -> ModelVersion:
     """Write the model under the next free version; the one that is there when somebody else was first."""
-    for attempt in range(PUBLISH_ATTEMPTS_MAX):
-        try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                return await _publish_once(config, model)
-        except ProducerFenced:
-            await asyncio.sleep(random.uniform(0, 0.25 * 2**attempt))  # noqa: S311  (so that they do not meet again)
-        except (KafkaError, TimeoutError, OSError) as error:
-            raise unreachable(config, error) from error
-    raise UnavailableError("others register models all the time: try again")
 
+    def numbered(catalog: Catalog) -> ModelVersion:
+        known = catalog.find_digest(model.digest)
+        return known or replace(model, version=catalog.next_version(model.name))
 
-async def _publish_once(config: Config, model: ModelVersion) -> ModelVersion:
-    """Raises ProducerFenced when somebody else began after us."""
-    topics = Topics(config.kafka.topic_prefix)
-    producer = make_producer(config, transactional_id=f"{topics.registry}.versions", enable_idempotence=True)
-    try:
-        await producer.start()  # from here on, earlier ones are fenced, and what they committed is readable
-        view = CatalogView(config)
-        try:
-            await view.start()
-        finally:
-            await view.stop()
-        if known := view.catalog.find_digest(model.digest):
-            return known
-        numbered = replace(model, version=view.catalog.next_version(model.name))
-        async with producer.transaction():
-            await producer.send_and_wait(topics.registry, encode_record(numbered), key=f"model/{numbered.key}".encode())
-        return numbered
-    finally:
-        await stop_within(producer)
+    return await registry.settle(config, numbered)

@@ -45,6 +45,7 @@ PURE = frozenset(
         "modelless.frontier",
         "modelless.headers",
         "modelless.json_form",
+        "modelless.labels",
         "modelless.messages",
         "modelless.structure",
         "modelless.tensors",

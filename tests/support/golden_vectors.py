@@ -242,7 +242,7 @@ _MEMBER = Member(
     variants=("digits-cnn:3/onnx-fp32",),
     errors={"digits-big:1/torch-fp32": "needs 3,000 MB, the group allows 2,048"},
     wants={"digits-cnn:3/onnx-int8@cpu-small": 12.5},
-    served=(Served("digits-cnn:3", 100, 1, 50.0, 10, 9),),
+    served=(Served("digits-cnn:3", 100, 1, 50.0, 10, 9, 20, 2, 1_800_000_060_000.0),),
 )
 _NIL = msgpack.packb({"id": "q-1", "task": "digits", "model": None, "inputs": [_TENSOR]})
 _NESTED = {"name": "pixels", "datatype": "FP32", "shape": [2, 2], "data": [[0, 0.5], [-1, 2]]}
