@@ -97,4 +97,6 @@ def _assign(
 
 def variants(model: ModelVersion, builders: Sequence[tuple[str, str]]) -> list[str]:
     """The variants of a model that these builders can make."""
-    return [f"{model.key}/{builder}" for format_name, builder in builders if format_name == model.format]
+    names = [builder for format_name, builder in builders if format_name == model.format]
+    exits = ["", *(f".exit{number}" for number in range(1, model.exits))]
+    return [f"{model.key}/{name}{exit}" for name in names for exit in exits]

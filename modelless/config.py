@@ -84,6 +84,7 @@ class WorkerConfig(_Section):
     factories_allowed: tuple[str, ...] = Field(
         (), description="Modules whose factories may build safetensors models; a trailing * is a prefix."
     )
+    builders: tuple[str, ...] = Field((), description="Builders that may make variants; none: all that can work.")
 
 
 class LinkConfig(_Section):
@@ -120,6 +121,7 @@ class GroupConfig(_Section):
     workers: int = Field(1, ge=0, description="Worker processes that `modelless up` runs.")
     memory_mb_max: int = Field(2048, ge=64, description="Memory for loaded variants of one worker.")
     price_per_hour: float = Field(0.0, ge=0, description="USD for one worker.")
+    builders: tuple[str, ...] = Field((), description="Of those of worker.builders; none: all of them.")
 
     @field_validator("name")
     @classmethod

@@ -6,7 +6,8 @@ Words used throughout:
   its ``id`` only correlates.
 * **Kafka time**: milliseconds of the clock of the node that leads ``modelless.fleet``; see :mod:`modelless.clock`.
 * **model version**: ``name:version``, what an operator registered.
-* **variant**: ``name:version/builder``, something executable made of a model version.
+* **variant**: ``name:version/builder``, something executable made of a model version; of a model with several exits
+  also ``name:version/builder.exit1`` and so on, for every exit before the last.
 * **group**: a class of hardware, with a price. A profile says how a variant runs on a group.
 """
 
@@ -355,6 +356,12 @@ class Member:
 
 
 def split_variant(variant: str) -> tuple[str, str]:
-    """``name:version/builder`` as (``name:version``, ``builder``)."""
+    """``name:version/builder`` as (``name:version``, ``builder``); an exit is the builder's."""
     model, _, builder = variant.partition("/")
     return model, builder
+
+
+def split_exit(builder: str) -> tuple[str, int | None]:
+    """``torch-fp32.exit1`` as (``torch-fp32``, 1), ``torch-fp32`` as (``torch-fp32``, None)."""
+    name, _, number = builder.partition(".exit")
+    return name, int(number) if number.isdecimal() else None

@@ -3,8 +3,8 @@
 ``>IQ`` (header bytes, body bytes), a MessagePack header, then the tensors' raw bytes one after the other. The header is
 ``[call, operation or status, fields, tensors]`` with a tensor as ``[name, datatype, shape]``. No pickle.
 
-Operations of the parent: ``load``, ``run``, ``unload``, ``import``, ``memory``. A child answers each call once, with
-``ok`` or ``error``; ``run`` calls are answered in order, others when they are done.
+Operations of the parent: ``build``, ``load``, ``run``, ``unload``, ``import``, ``memory``. A child answers each call
+once, with ``ok`` or ``error``; ``run`` calls are answered in order, others when they are done.
 """
 
 from __future__ import annotations

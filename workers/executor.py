@@ -23,8 +23,7 @@ from typing import Any, Protocol, cast
 
 from modelless.frames import BatchTensor
 from modelless.tensors import TensorSpec
-from workers import channel
-from workers.builders import FORMAT_MODULES
+from workers import builders, channel
 from workers.formats import FormatError, emulated
 
 _SOCKET_BYTES = 4 * 1024 * 1024
@@ -41,15 +40,20 @@ class ExecutorDiedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What an executor needs to load one variant. ``path`` is local and verified."""
+    """What an executor needs to build and load one variant. ``path`` and ``built`` are local and verified."""
 
     variant: str
     builder: str
+    """Without an exit."""
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     factory: str | None = None
     factories_allowed: tuple[str, ...] = ()
+    exit: int | None = None
+    """After which of its exits a network stops, from 1; None: after the last."""
+    built: Path | None = None
+    """What the builder made of it, where it builds a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,19 @@ class Executor(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    async def prepare(self, builders: Sequence[str]) -> None:
-        """Import what these builders need."""
+    async def prepare(self, names: Sequence[str]) -> None:
+        """Import what the builders of these names need."""
+
+    async def build(self, spec: LoadSpec, calibration: Path | None, target: Path) -> float:
+        """Make the variant's file at ``target``; how long it took, ms. What was loaded goes on being served.
+
+        Args:
+            calibration: an ``.npz`` with rows of every input, like those to come.
+
+        Raises:
+            ExecutionError: it cannot be built; there is nothing at ``target``.
+            ExecutorDiedError: building brought the executor down.
+        """
 
     async def load(self, spec: LoadSpec) -> float:
         """Load and keep a variant; how long it took, ms. Raises ExecutionError, ExecutorDiedError."""
@@ -137,21 +152,17 @@ class ChildExecutor(asyncio.Protocol):
     def pid(self) -> int:
         return self._process.pid
 
-    async def prepare(self, builders: Sequence[str]) -> None:
-        await self._ask("import", {"modules": [FORMAT_MODULES[builder] for builder in builders]})
+    async def prepare(self, names: Sequence[str]) -> None:
+        await self._ask("import", {"modules": [_module(name) for name in names]})
+
+    async def build(self, spec: LoadSpec, calibration: Path | None, target: Path) -> float:
+        paths = {"calibration": str(calibration) if calibration else None, "target": str(target)}
+        build_ms: float = (await self._ask("build", self._fields(spec) | paths)).fields["build_ms"]
+        return build_ms
 
     async def load(self, spec: LoadSpec) -> float:
-        fields = {
-            "variant": spec.variant,
-            "module": FORMAT_MODULES[spec.builder],
-            "device": self._device,
-            "path": str(spec.path),
-            "inputs": [asdict(tensor) for tensor in spec.inputs],
-            "outputs": [asdict(tensor) for tensor in spec.outputs],
-            "factory": spec.factory,
-            "factories_allowed": spec.factories_allowed,
-        }
-        load_ms: float = (await self._ask("load", fields)).fields["load_ms"]
+        fields = {"variant": spec.variant, "built": str(spec.built) if spec.built else None}
+        load_ms: float = (await self._ask("load", self._fields(spec) | fields)).fields["load_ms"]
         return load_ms
 
     def run(self, variant: str, inputs: Sequence[BatchTensor]) -> asyncio.Future[Outputs]:
@@ -170,6 +181,18 @@ class ChildExecutor(asyncio.Protocol):
         self._closing = True
         self._process.kill()
         await self._gone
+
+    def _fields(self, spec: LoadSpec) -> dict[str, Any]:
+        return {
+            "module": _module(spec.builder),
+            "device": self._device,
+            "path": str(spec.path),
+            "inputs": [asdict(tensor) for tensor in spec.inputs],
+            "outputs": [asdict(tensor) for tensor in spec.outputs],
+            "factory": spec.factory,
+            "factories_allowed": spec.factories_allowed,
+            "exit": spec.exit,
+        }
 
     def _ask(self, kind: str, fields: Mapping[str, Any], tensors: Sequence[BatchTensor] = ()) -> asyncio.Future[Any]:
         """The child's Message, or for ``run`` its tensors."""
@@ -225,8 +248,11 @@ class EmulatedExecutor:
         self._models: dict[str, emulated.EmulatedModel] = {}
         self._thread = ThreadPoolExecutor(1, "emulated-device")
 
-    async def prepare(self, builders: Sequence[str]) -> None:
+    async def prepare(self, names: Sequence[str]) -> None:
         """Nothing to import."""
+
+    async def build(self, spec: LoadSpec, calibration: Path | None, target: Path) -> float:
+        raise ExecutionError("there is nothing to build of an emulated model")
 
     async def load(self, spec: LoadSpec) -> float:
         try:
@@ -263,6 +289,14 @@ class EmulatedExecutor:
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _module(builder: str) -> str:
+    """What the child imports for it."""
+    found = builders.find(builder)
+    if found is None:
+        raise ExecutionError(f"builder {builder!r} is not installed here")
+    return found.module
 
 
 def _wait(until_s: float, model: emulated.EmulatedModel, rows: int) -> Outputs:

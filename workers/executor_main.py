@@ -1,6 +1,7 @@
 """The executor child: ``python -m workers.executor_main FD PARENT THREADS``. It runs models and knows nothing else.
 
-A loop that blocks on the socket, one run at a time. Loading happens beside it in a thread, so that serving goes on.
+A loop that blocks on the socket, one run at a time. Building and loading happen beside it in threads, so that serving
+goes on.
 It dies with its parent, and at the end of the socket.
 """
 
@@ -46,10 +47,11 @@ class Executor:
             "memory": self._memory,
             "import": self._import,
             "load": self._load,
+            "build": self._build,
         }
         while (message := channel.receive(self._sock)) is not None:
             operation = operations[message.kind]
-            if message.kind in ("load", "import"):
+            if message.kind in ("load", "build", "import"):
                 threading.Thread(target=self._answer, args=(message, operation), daemon=True).start()
             else:
                 self._answer(message, operation)
@@ -80,26 +82,32 @@ class Executor:
         outputs = model.run(inputs)
         check_outputs(source.outputs, outputs, message.tensors[0].shape[0])
         return {}, tuple(
-            BatchTensor(
-                spec.name, spec.datatype, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            )
+            BatchTensor(spec.name, spec.datatype, array.shape, _raw(array))
             for spec, array in zip(source.outputs, outputs, strict=True)
         )
 
     def _load(self, message: channel.Message) -> tuple[dict[str, Any], tuple[BatchTensor, ...]]:
-        fields = message.fields
-        source = Source(
-            path=Path(fields["path"]),
-            inputs=_specs(fields["inputs"]),
-            outputs=_specs(fields["outputs"]),
-            factory=fields["factory"],
-            factories_allowed=fields["factories_allowed"],
-        )
+        fields, source = message.fields, _source(message.fields)
         module = importlib.import_module(fields["module"])
+        built = Path(fields["built"]) if fields["built"] else None
         started_s = time.monotonic()
-        model = module.load(source, fields["device"], self._threads)
+        model = module.load(source, built, fields["device"], self._threads)
         self._models[fields["variant"]] = model, source
         return {"load_ms": (time.monotonic() - started_s) * 1000}, ()
+
+    def _build(self, message: channel.Message) -> tuple[dict[str, Any], tuple[BatchTensor, ...]]:
+        fields, source = message.fields, _source(message.fields)
+        target = Path(fields["target"])
+        module = importlib.import_module(fields["module"])
+        started_s = time.monotonic()
+        try:
+            module.build(source, _calibration(fields["calibration"], source), target, fields["device"], self._threads)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        if not target.is_file():
+            raise FormatError("its builder made no file")
+        return {"build_ms": (time.monotonic() - started_s) * 1000}, ()
 
     def _unload(self, message: channel.Message) -> tuple[dict[str, Any], tuple[BatchTensor, ...]]:
         self._models.pop(message.fields["variant"], None)
@@ -125,6 +133,26 @@ class Executor:
 
 def _raw(array: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _source(fields: Mapping[str, Any]) -> Source:
+    return Source(
+        path=Path(fields["path"]),
+        inputs=_specs(fields["inputs"]),
+        outputs=_specs(fields["outputs"]),
+        factory=fields["factory"],
+        factories_allowed=fields["factories_allowed"],
+        exit=fields["exit"],
+    )
+
+
+def _calibration(path: str | None, source: Source) -> dict[str, NDArray[Any]] | None:
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        inputs = {spec.name: archive[spec.name] for spec in source.inputs}
+    check_inputs(source.inputs, inputs)
+    return inputs
 
 
 def _specs(fields: tuple[Mapping[str, Any], ...]) -> tuple[TensorSpec, ...]:

@@ -20,7 +20,7 @@ from modelless.codec import encode_record
 from modelless.config import Config, GroupConfig
 from modelless.errors import ModellessError
 from modelless.frames import VariantState
-from modelless.messages import Assignment, ModelVersion, Plan, Profile, split_variant
+from modelless.messages import Assignment, ModelVersion, Plan, Profile, split_exit, split_variant
 from modelless.topics import Topics
 from workers.device import Device
 from workers.executor import ExecutionError, ExecutorDiedError, LoadSpec
@@ -300,9 +300,11 @@ class Loader:
 
     async def _spec(self, variant: str, model: ModelVersion) -> LoadSpec:
         path = await asyncio.to_thread(store.fetch, self._config, model.artifact_url, model.artifact_sha256)
+        builder, exit = split_exit(split_variant(variant)[1])
         return LoadSpec(
             variant=variant,
-            builder=split_variant(variant)[1],
+            builder=builder,
+            exit=exit,
             path=path,
             inputs=model.inputs,
             outputs=model.outputs,

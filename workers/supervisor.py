@@ -30,7 +30,7 @@ from modelless.metrics import serve_metrics
 from modelless.process import settle
 from modelless.tables import Follower
 from modelless.topics import Topics
-from workers.builders import builders_for
+from workers import builders
 from workers.device import Device
 from workers.executor import ChildExecutor, EmulatedExecutor
 from workers.executors import Spawn
@@ -41,6 +41,7 @@ STATE_INTERVAL_S = 0.5
 REDIAL_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 HELLO_S_MAX = 5.0
 METRICS_PORT_OFFSET = 100
+ERRORS_MAX = 40
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class Worker:
         self._name = name
         self._incarnation = uuid4().hex
         self._loop = asyncio.get_running_loop()
-        self._pairs = builders_for(self._group)
+        self._offer = builders.offer(self._group, config.worker.builders)
         self._metrics = WorkerMetrics()
         self._clock = KafkaClock()
         self._device = Device(
@@ -108,6 +109,8 @@ class Worker:
 
     async def _work(self) -> None:
         """Everything up, in the order of need; then dial and tell."""
+        for name, reason in self._offer.refusals.items():
+            _log.warning("builder not offered", builder=name, reason=reason)
         await self._announcer.start()
         await self._device.start()
         await self._catalog.start()
@@ -211,7 +214,7 @@ class Worker:
             device=self._group.device,
             memory_bytes_max=self._group.memory_mb_max * 2**20,
             price_per_hour=self._group.price_per_hour,
-            builders=self._pairs,
+            builders=self._offer.pairs,
         )
 
     def _on_open(self, link: Link) -> None:
@@ -313,7 +316,7 @@ class Worker:
                 "settled": float(self._device.settled),
             },
             variants=self._loader.ready(),
-            errors=dict(list(self._loader.errors.items())[:20]),
+            errors=dict(list((self._loader.errors | dict(self._offer.refusals)).items())[:ERRORS_MAX]),
         )
 
     # --- what is read -------------------------------------------------------------------------------------------------

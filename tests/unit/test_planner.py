@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from broker_builders import model, profile
 
-from broker.planner import ABSENCE_MS_MAX, PlannedWorker, Planner
+from broker.planner import ABSENCE_MS_MAX, PlannedWorker, Planner, variants
 from modelless.messages import Assignment, ModelVersion, Plan, Profile
 
 MIB = 1 << 20
@@ -86,3 +86,9 @@ def test_a_worker_that_left_a_moment_ago_keeps_what_it_loads_but_somebody_else_m
     third = plan([model(), model("b")], [ready(model())], both[1:], second, planner, ABSENCE_MS_MAX)
     assert third is not None
     assert list(third.workers) == ["cpu-1"]
+
+
+def test_every_exit_is_a_variant() -> None:
+    pairs = (("safetensors", "torch-fp32"), ("onnx", "onnx-fp32"))
+    names = variants(replace(model(), format="safetensors", exits=3), pairs)
+    assert names == ["m:1/torch-fp32", "m:1/torch-fp32.exit1", "m:1/torch-fp32.exit2"]

@@ -1,7 +1,18 @@
-"""Model formats: how an artifact becomes something that runs. Only executor children import the modules in here.
+"""How an artifact becomes something that runs. Only executor children import the modules in here.
 
-A format's module has ``load(source, device, threads) -> Model``. Names of variants' builders map to formats in
-:mod:`workers.builders`.
+A builder's module (see :mod:`workers.builders`) has::
+
+    def load(source: Source, built: Path | None, device: str, threads: int) -> Model
+
+and, where it builds a file of the artifact first::
+
+    def build(
+        source: Source, calibration: Mapping[str, Array] | None, target: Path, device: str, threads: int
+    ) -> None
+
+``target`` is where to write the file, its extension as the descriptor says; ``built`` is that file, later and perhaps
+on another machine of the group. ``calibration`` holds rows of every input, like those to come; None: there are none.
+Both raise FormatError for whatever the operator should read. ``device`` is ``cpu`` or ``cuda:N``.
 """
 
 from __future__ import annotations
@@ -41,6 +52,8 @@ class Source:
     outputs: tuple[TensorSpec, ...]
     factory: str | None = None
     factories_allowed: tuple[str, ...] = ()
+    exit: int | None = None
+    """After which of its exits a network stops, from 1; None: after the last."""
 
 
 class Model(Protocol):

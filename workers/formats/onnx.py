@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -10,7 +11,7 @@ import onnxruntime
 from workers.formats import Array, FormatError, Source, refuse_foreign
 
 
-def load(source: Source, device: str, threads: int) -> OnnxModel:
+def load(source: Source, built: Path | None, device: str, threads: int) -> OnnxModel:
     """Raises FormatError when onnxruntime refuses the file, or its inputs and outputs are not those declared."""
     refuse_foreign(source.path, ".onnx")
     options = onnxruntime.SessionOptions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -11,7 +12,7 @@ import torch
 from workers.formats import Array, FormatError, Source, refuse_foreign
 
 
-def load(source: Source, device: str, threads: int) -> TorchModel:
+def load(source: Source, built: Path | None, device: str, threads: int) -> TorchModel:
     """Raises FormatError when the factory is not allowed or fails, or the weights do not fit its module strictly."""
     refuse_foreign(source.path, ".safetensors")
     torch.set_num_threads(threads)
