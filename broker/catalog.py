@@ -2,17 +2,25 @@
 
 A *candidate* is a (variant, group) pair with a profile that is ready. A *target* is what a query names, a task, a
 model, a version or a variant, resolved to its candidates.
+
+Records come one at a time, and each touches only what it concerns: the candidates of one variant, and the targets
+that these are in. A candidate is in four of them at most: its task's (while its version is the one that its model
+is served with), its version's, its variant's, and no other.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from broker.profiles import LatencyTable
-from modelless.messages import ModelVersion, Profile, Query, split_variant
+from modelless.messages import Correction, ModelVersion, Profile, Query, RecordId, split_variant
 from modelless.tensors import Tensor, TensorSpec
 
 MS_PER_HOUR = 3_600_000.0
+TARGETS_MAX = 1_000
+"""Of versions and variants that were asked for by name, before the oldest is forgotten; tasks are kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -23,12 +31,19 @@ class Candidate:
     group: str
     model: ModelVersion
     accuracy: float
+    """What a reply says."""
+    accuracy_low: float
+    """What is chosen by: the lower bound of what was measured, or of what labels say since."""
     table: LatencyTable
     price_per_ms: float
     _cost_profiled: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._cost_profiled = self.cost_per_1000(self.table.rows_max) / self.table.scale
+
+    @property
+    def key(self) -> str:
+        return f"{self.variant}@{self.group}"
 
     def cost_per_1000(self, rows: int) -> float:
         """Predicted USD per 1,000 rows in batches of ``rows``."""
@@ -40,28 +55,50 @@ class Candidate:
         return self._cost_profiled * self.table.scale
 
 
-@dataclass(slots=True, eq=False)
 class Target:
-    """What a query asks for. ``candidates`` is empty while nothing of it has been measured."""
+    """What a query asks for. It has no candidates while nothing of it has been measured."""
 
-    name: str
-    candidates: list[Candidate]
-    models: list[ModelVersion]
-    accuracy_best: float = field(init=False)
+    def __init__(self, name: str, candidates: Iterable[Candidate] = ()) -> None:
+        self.name = name
+        self.candidates: list[Candidate] = []
+        self.accuracy_best = 0.0
+        for candidate in candidates:
+            self.replace(None, candidate)
 
-    def __post_init__(self) -> None:
-        self.accuracy_best = max((c.accuracy for c in self.candidates), default=0.0)
+    def replace(self, before: Candidate | None, after: Candidate | None) -> None:
+        """``after`` comes, ``before`` goes."""
+        if before is not None:
+            self.candidates.remove(before)
+            if before.accuracy_low >= self.accuracy_best:
+                self.accuracy_best = max((c.accuracy_low for c in self.candidates), default=0.0)
+        if after is not None:
+            self.candidates.append(after)
+            self.accuracy_best = max(self.accuracy_best, after.accuracy_low)
+
+
+@dataclass(slots=True, eq=False)
+class _Name:
+    """A model of any version."""
+
+    versions: dict[int, ModelVersion] = field(default_factory=dict)
+    served: ModelVersion | None = None
+    """The version that answers who names none."""
 
 
 class Catalog:
-    """Models and profiles as the compacted topics tell them; targets are resolved once and kept until a change."""
+    """Models, profiles and corrections as the compacted topics tell them, and what follows from them."""
 
     def __init__(self) -> None:
         self._models: dict[str, ModelVersion] = {}
         self._profiles: dict[str, Profile] = {}
+        self._corrections: dict[str, Correction] = {}
         self._candidates: dict[str, Candidate] = {}
-        self._targets: dict[tuple[str, str], Target] = {}
-        self._stale = False
+        self._names: dict[str, _Name] = {}
+        self._versions_of_task: dict[str, set[str]] = defaultdict(set)
+        self._profiles_of_model: dict[str, dict[str, Profile]] = defaultdict(dict)
+        self._candidates_of_model: dict[str, dict[str, Candidate]] = defaultdict(dict)
+        self._tasks: dict[str, Target] = {}
+        self._targets: dict[str, Target] = {}
 
     @property
     def models(self) -> dict[str, ModelVersion]:
@@ -73,100 +110,173 @@ class Catalog:
         """By ``variant@group``."""
         return self._profiles
 
+    # --- what the topics say --------------------------------------------------------------------------------------
+
     def put_model(self, key: str, model: ModelVersion | None) -> None:
-        """A model version appeared, changed, or (None) was removed."""
-        if model is None:
-            self._models.pop(key, None)
-        else:
+        """A model version appeared, changed, or (None) was removed. ``key`` is ``name:version``."""
+        before = self._models.get(key)
+        if before == model:
+            return
+        if before is not None:
+            del self._models[key]
+            del self._names[before.name].versions[before.version]
+            self._versions_of_task[before.task].discard(key)
+        if model is not None:
             self._models[key] = model
-        self._stale = True
+            self._names.setdefault(model.name, _Name()).versions[model.version] = model
+            self._versions_of_task[model.task].add(key)
+            self._tasks.setdefault(model.task, Target(model.task))
+        of = model or before
+        assert of is not None
+        for profile in self._profiles_of(key):
+            self._renew(profile.key, profile)
+            if model is None:
+                self._targets.pop(profile.variant, None)
+        self._serve(of.name)
+        if model is None:
+            self._targets.pop(key, None)
+            self._candidates_of_model.pop(key, None)
+            if not self._names[of.name].versions:
+                del self._names[of.name]
+        if before is not None and not self._versions_of_task[before.task]:
+            del self._versions_of_task[before.task], self._tasks[before.task]
 
     def put_profile(self, key: str, profile: Profile | None) -> None:
-        if profile is None:
-            self._profiles.pop(key, None)
-        else:
+        """A profile appeared, changed, or (None) was removed. ``key`` is ``variant@group``."""
+        before = self._profiles.pop(key, None)
+        if before is not None:
+            del self._profiles_of_model[split_variant(before.variant)[0]][key]
+        if profile is not None:
             self._profiles[key] = profile
-        self._stale = True
+            self._profiles_of_model[split_variant(profile.variant)[0]][key] = profile
+        elif before is not None:
+            self._targets.pop(before.variant, None)
+        self._renew(key, profile)
+
+    def put_correction(self, variant: str, correction: Correction | None) -> None:
+        """Labels of answered queries say how accurate a variant is, or (None) nothing any more."""
+        if correction is None:
+            self._corrections.pop(variant, None)
+        else:
+            self._corrections[variant] = correction
+        for profile in self._profiles_of(split_variant(variant)[0]):
+            if profile.variant == variant:
+                self._renew(profile.key, profile)
+
+    # --- what follows ---------------------------------------------------------------------------------------------
 
     def candidate(self, variant: str, group: str) -> Candidate | None:
-        return self._current().get(f"{variant}@{group}")
+        return self._candidates.get(f"{variant}@{group}")
 
     def candidates(self) -> list[Candidate]:
-        return list(self._current().values())
+        return list(self._candidates.values())
 
     def tasks(self) -> list[str]:
-        return sorted({model.task for model in self._models.values()})
+        return sorted(self._tasks)
 
-    def resolve(self, query: Query) -> Target | None:
-        """The target that a query names; None when there is no such thing."""
-        self._current()
+    def resolve(self, query: Query, record: RecordId | None = None) -> Target | None:
+        """The target that a query names; None when there is no such thing. ``record`` is where the query lies."""
         if query.task is not None:
-            key = ("task", query.task)
-        elif query.model is not None:
-            key = ("model", query.model)
-        else:
-            key = ("variant", query.variant or "")
+            return self._tasks.get(query.task)
+        if query.model is not None:
+            version = query.model if ":" in query.model else self.version_for(query.model, record)
+            return self._of_version(version) if version is not None else None
+        return self._of_variant(query.variant or "")
+
+    def version_for(self, name: str, record: RecordId | None) -> str | None:
+        """The version (``name:version``) of a model that answers the query at ``record``, which names none."""
+        of = self._names.get(name)
+        return of.served.key if of is not None and of.served is not None else None
+
+    def _of_version(self, key: str) -> Target | None:
         target = self._targets.get(key)
-        if target is None:
-            target = self._resolve(*key)
-            if target is not None:  # names that do not exist are unbounded
-                self._targets[key] = target
+        if target is None and key in self._models:
+            target = self._keep(key, Target(key, self._candidates_of(key)))
         return target
 
-    def _resolve(self, kind: str, name: str) -> Target | None:
-        if kind == "task":
-            models = [self._default(model) for model in self._names(task=name)]
-        elif kind == "model" and ":" in name:
-            models = [self._models[name]] if name in self._models else []
-        elif kind == "model":
-            models = [self._default(name)] if name in self._names() else []
-        else:
-            models = [self._models[m]] if (m := split_variant(name)[0]) in self._models else []
-        if not models:
+    def _of_variant(self, variant: str) -> Target | None:
+        target = self._targets.get(variant)
+        version = split_variant(variant)[0]
+        if target is None and version in self._models and any(p.variant == variant for p in self._profiles_of(version)):
+            own = [candidate for candidate in self._candidates_of(version) if candidate.variant == variant]
+            target = self._keep(variant, Target(variant, own))
+        return target
+
+    def _profiles_of(self, key: str) -> list[Profile]:
+        return list(self._profiles_of_model.get(key, {}).values())
+
+    def _candidates_of(self, key: str) -> list[Candidate]:
+        return list(self._candidates_of_model.get(key, {}).values())
+
+    def _keep(self, name: str, target: Target) -> Target:
+        if len(self._targets) >= TARGETS_MAX:
+            del self._targets[next(iter(self._targets))]
+        self._targets[name] = target
+        return target
+
+    def _renew(self, key: str, profile: Profile | None) -> None:
+        """Make one candidate anew from what is known now, and tell whom it concerns."""
+        before = self._candidates.pop(key, None)
+        after = self._candidate(profile, before) if profile is not None else None
+        if after is not None:
+            self._candidates[key] = after
+        if after is before:
+            return
+        of = after or before
+        assert of is not None
+        version, variant = split_variant(of.variant)[0], of.variant
+        siblings = self._candidates_of_model[version]
+        siblings.pop(key, None)
+        if after is not None:
+            siblings[key] = after
+        for name in (version, variant):
+            if name in self._targets:
+                self._targets[name].replace(before, after)
+        served = self._names[of.model.name].served
+        if served is not None and served.key == version:
+            self._tasks[served.task].replace(before, after)
+        self._serve(of.model.name)
+
+    def _candidate(self, profile: Profile, before: Candidate | None) -> Candidate | None:
+        """The same one while nothing changed; what its table has learned stays as long as the batch times do."""
+        model = self._models.get(split_variant(profile.variant)[0])
+        if model is None or profile.status != "ready" or profile.digest != model.digest or not profile.batches:
             return None
-        keys = {model.key for model in models}
-        candidates = [c for c in self._candidates.values() if c.model.key in keys]
-        if kind == "variant":
-            candidates = [c for c in candidates if c.variant == name]
-            if not candidates and not any(p.variant == name for p in self._profiles.values()):
-                return None
-        return Target(name, candidates, models)
+        accuracy, accuracy_low = self._accuracy(model, profile)
+        price_per_ms = profile.price_per_hour / MS_PER_HOUR
+        table = LatencyTable(profile.batches)
+        if before is not None and before.table.batches == profile.batches:
+            known = (before.model, before.accuracy, before.accuracy_low, before.price_per_ms)
+            if known == (model, accuracy, accuracy_low, price_per_ms):
+                return before
+            table = before.table
+        return Candidate(profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms)
 
-    def _names(self, task: str | None = None) -> list[str]:
-        return sorted({m.name for m in self._models.values() if task is None or m.task == task})
+    def _accuracy(self, model: ModelVersion, profile: Profile) -> tuple[float, float]:
+        """(what is said, what is chosen by)."""
+        correction = self._corrections.get(profile.variant)
+        if correction is not None and correction.digest == model.digest:
+            return correction.accuracy, correction.accuracy_low
+        accuracy = profile.accuracy if profile.accuracy is not None else (model.evaluation.accuracy or 0.0)
+        return accuracy, accuracy if profile.accuracy_low is None else profile.accuracy_low
 
-    def _default(self, name: str) -> ModelVersion:
+    def _serve(self, name: str) -> None:
+        """Who answers for a model may have changed."""
+        of = self._names[name]
+        before, of.served = of.served, self._default(of)
+        if before is of.served:
+            return
+        if before is not None:
+            for candidate in self._candidates_of(before.key):
+                self._tasks[before.task].replace(candidate, None)
+        if of.served is not None:
+            for candidate in self._candidates_of(of.served.key):
+                self._tasks[of.served.task].replace(None, candidate)
+
+    def _default(self, of: _Name) -> ModelVersion | None:
         """The newest version that something can run; the newest of all when none can."""
-        versions = sorted((m for m in self._models.values() if m.name == name), key=lambda m: -m.version)
-        runnable = {c.model.key for c in self._candidates.values()}
-        return next((m for m in versions if m.key in runnable), versions[0])
-
-    def _current(self) -> dict[str, Candidate]:
-        """Candidates of the present models and profiles; one that is unchanged keeps what it has learned."""
-        if not self._stale:
-            return self._candidates
-        self._stale = False
-        before = self._candidates
-        self._candidates = {}
-        self._targets.clear()
-        for key, profile in self._profiles.items():
-            model = self._models.get(split_variant(profile.variant)[0])
-            if model is None or profile.status != "ready" or profile.digest != model.digest or not profile.batches:
-                continue
-            self._candidates[key] = _candidate(model, profile, before.get(key))
-        return self._candidates
-
-
-def _candidate(model: ModelVersion, profile: Profile, before: Candidate | None) -> Candidate:
-    """The same one while nothing changed; what its table has learned stays as long as the batch times do."""
-    accuracy = profile.accuracy if profile.accuracy is not None else (model.evaluation.accuracy or 0.0)
-    price_per_ms = profile.price_per_hour / MS_PER_HOUR
-    table = LatencyTable(profile.batches)
-    if before is not None and before.table.batches == profile.batches:
-        if (before.model, before.accuracy, before.price_per_ms) == (model, accuracy, price_per_ms):
-            return before
-        table = before.table
-    return Candidate(profile.variant, profile.group, model, accuracy, table, price_per_ms)
+        newest = sorted(of.versions.values(), key=lambda model: -model.version)
+        return next((model for model in newest if self._candidates_of(model.key)), newest[0] if newest else None)
 
 
 def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...] | str:

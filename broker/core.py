@@ -245,7 +245,7 @@ class Core:
         """Choose for an entry that waits nowhere."""
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
             return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
-        target = self.catalog.resolve(entry.query)
+        target = self.catalog.resolve(entry.query, entry.source.record)
         if target is None:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
         if not target.candidates:

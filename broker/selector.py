@@ -60,7 +60,7 @@ class Selector:
     def _missed(self, entry: Entry, target: Target, floor: float, finish: Finish) -> Choice:
         """Nothing that meets the constraints answers in time now."""
         affordable = _affordable(target.candidates, entry)
-        accurate = [c for c in affordable if c.accuracy >= floor]
+        accurate = [c for c in affordable if c.accuracy_low >= floor]
         feasible = _fast_enough(accurate, entry)
         on_miss = entry.query.on_miss
         if feasible:
@@ -70,7 +70,7 @@ class Selector:
         if on_miss == "degrade":
             fast = _fast_enough(affordable, entry)
             if fast:
-                return self._degrade(entry, sorted(fast, key=lambda c: -c.accuracy), floor, finish)
+                return self._degrade(entry, sorted(fast, key=lambda c: -c.accuracy_low), floor, finish)
         return Refused("FAILED_PRECONDITION", _nearest(entry, target, floor))
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
@@ -87,9 +87,9 @@ class Selector:
         finish: Finish,
     ) -> Choice:
         if entry.query.on_miss == "late":
-            return _earliest([c for c in affordable if c.accuracy >= floor], entry, finish)
+            return _earliest([c for c in affordable if c.accuracy_low >= floor], entry, finish)
         if entry.query.on_miss == "degrade":
-            below = sorted((c for c in affordable if c.accuracy < floor), key=lambda c: -c.accuracy)
+            below = sorted((c for c in affordable if c.accuracy_low < floor), key=lambda c: -c.accuracy_low)
             return self._degrade(entry, [*feasible, *below], floor, finish)
         soonest_ms = min(finish(candidate, entry) for candidate in feasible)
         if soonest_ms == NEVER or entry.latency_deadline_ms is None:
@@ -104,7 +104,7 @@ class Selector:
             finish_ms = finish(candidate, entry)
             alive = alive or finish_ms < NEVER
             if finish_ms < NEVER and finish_ms <= (entry.latency_deadline_ms or NEVER):
-                return Chosen(candidate, ("accuracy",) if candidate.accuracy < floor else ())
+                return Chosen(candidate, ("accuracy",) if candidate.accuracy_low < floor else ())
         if alive:
             return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time")
         return Parked()
@@ -128,7 +128,7 @@ def _preferred(
     best: Candidate | None = None
     best_rank: tuple[float, ...] = ()
     for candidate in candidates:
-        accuracy = candidate.accuracy
+        accuracy = candidate.accuracy_low
         if accuracy < floor:
             continue
         cost = candidate.cost_per_1000_least
@@ -170,10 +170,10 @@ def _nearest(entry: Entry, target: Target, floor: float) -> str:
     query, candidates = entry.query, target.candidates
     if not candidates:
         return f"{target.name} is registered, but no variant of it could be measured yet; see `modelless models`"
-    accurate = [c for c in candidates if c.accuracy >= floor]
+    accurate = [c for c in candidates if c.accuracy_low >= floor]
     if not accurate:
-        best = max(candidates, key=lambda c: c.accuracy)
-        return f"no variant has accuracy >= {floor:.4g}; the most accurate, {best.variant}, has {best.accuracy:.4f}"
+        best = max(candidates, key=lambda c: c.accuracy_low)
+        return f"no variant has accuracy >= {floor:.4g}; the most accurate, {best.variant}, has {best.accuracy_low:.4f}"
     affordable = _affordable(accurate, entry)
     if not affordable:
         least = min(accurate, key=lambda c: c.cost_per_1000_least)

@@ -19,7 +19,7 @@ LINEAR = ((1, 10.5), (100, 60.0))
 def queue(curve: tuple[tuple[int, float], ...] = LINEAR) -> VariantQueue:
     of = model()
     table = LatencyTable(profile(of, curve=curve).batches)
-    return VariantQueue(Candidate("m:1/onnx-fp32", "cpu", of, 0.9, table, 1.0))
+    return VariantQueue(Candidate("m:1/onnx-fp32", "cpu", of, 0.9, 0.9, table, 1.0))
 
 
 def test_a_batch_fits_the_deadline_at_the_head() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from broker_builders import model, profile, put, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from broker.catalog import Catalog, Target, match_inputs
-from modelless.messages import Evaluation, Query
+from broker.catalog import TARGETS_MAX, Catalog, Target, match_inputs
+from modelless.messages import Correction, Evaluation, ModelVersion, Profile, Query
 from modelless.tensors import Tensor, TensorSpec
 
 
@@ -113,6 +116,128 @@ def test_removed_models_and_profiles_are_gone() -> None:
     assert variants(resolve(catalog, task="t")) == []
     catalog.put_model("m:1", None)
     assert resolve(catalog, task="t") is None
+
+
+def test_what_is_chosen_by_is_the_lower_bound_and_what_is_said_is_the_accuracy() -> None:
+    catalog = Catalog()
+    put(catalog, model(), replace(profile(model()), accuracy=0.9, accuracy_low=0.85))
+    (candidate,) = catalog.candidates()
+    assert (candidate.accuracy, candidate.accuracy_low) == (0.9, 0.85)
+    target = resolve(catalog, task="t")
+    assert target is not None
+    assert target.accuracy_best == 0.85
+
+
+def test_a_correction_replaces_what_was_measured_while_it_is_of_the_same_model() -> None:
+    catalog = Catalog()
+    put(catalog, model(), profile(model()), profile(model(), "gpu"))
+    said = Correction("m:1/onnx-fp32", "m:1", 100.0, 70.0, 0.75, 0.7, 0.8)
+    catalog.put_correction(said.variant, said)
+    assert [(c.accuracy, c.accuracy_low) for c in catalog.candidates()] == [(0.75, 0.7)] * 2
+    catalog.put_correction(said.variant, replace(said, digest="another"))
+    assert [(c.accuracy, c.accuracy_low) for c in catalog.candidates()] == [(0.9, 0.9)] * 2
+    catalog.put_correction(said.variant, said)
+    catalog.put_correction(said.variant, None)
+    catalog.put_correction("unknown:1/onnx-fp32", said)
+    assert [c.accuracy for c in catalog.candidates()] == [0.9] * 2
+
+
+def test_targets_asked_for_by_name_are_bounded() -> None:
+    catalog = Catalog()
+    of = model()
+    names = [f"m:1/b{number}" for number in range(TARGETS_MAX + 10)]
+    put(catalog, of, *(replace(profile(of), variant=name) for name in names))
+    for name in names:
+        assert variants(resolve(catalog, variant=name)) == [f"{name}@cpu"]
+    assert len(catalog._targets) == TARGETS_MAX
+
+
+# --- records come one at a time; what follows from them is what follows from them all ---------------------------------
+
+KEYS = [(name, version) for name in ("a", "b") for version in (1, 2)]
+events = st.one_of(
+    st.tuples(st.just("model"), st.sampled_from(KEYS), st.sampled_from(["t", "u", None]), st.sampled_from("xy")),
+    st.tuples(
+        st.just("profile"),
+        st.sampled_from(KEYS),
+        st.sampled_from(["cpu", "gpu"]),
+        st.sampled_from(["ready x", "ready y", "failed x", None]),
+    ),
+    st.tuples(st.just("correction"), st.sampled_from(KEYS), st.sampled_from([0.3, None]), st.sampled_from("xy")),
+)
+
+
+class Facts:
+    """All records at once, and a catalog that got them one by one."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self.models: dict[str, ModelVersion] = {}
+        self.profiles: dict[str, Profile] = {}
+        self.corrections: dict[str, Correction] = {}
+
+    def happen(self, kind: str, key: tuple[str, int], what: Any, how: Any) -> None:
+        of = replace(model(*key), digest=str(how)[-1])
+        if kind == "model":
+            put_or_drop(self.models, of.key, None if what is None else replace(of, task=what))
+            self.catalog.put_model(of.key, self.models.get(of.key))
+        elif kind == "profile":
+            made = replace(profile(of, what), status=str(how).partition(" ")[0])
+            put_or_drop(self.profiles, made.key, None if how is None else made)
+            self.catalog.put_profile(made.key, self.profiles.get(made.key))
+        else:
+            variant = f"{of.key}/onnx-fp32"
+            said = Correction(variant, of.digest, 1, 1, what, what, what) if what else None
+            put_or_drop(self.corrections, variant, said)
+            self.catalog.put_correction(variant, said)
+
+    def candidates(self, key: str) -> list[tuple[str, float]]:
+        found = []
+        for profiled in self.profiles.values():
+            of = self.models.get(key)
+            if of and profiled.variant.startswith(key) and (profiled.status, profiled.digest) == ("ready", of.digest):
+                said = self.corrections.get(profiled.variant)
+                found.append((profiled.key, 0.3 if said and said.digest == of.digest else 0.9))
+        return sorted(found)
+
+    def served(self, name: str) -> str | None:
+        newest = [key for key in (f"{name}:2", f"{name}:1") if key in self.models]
+        return next((key for key in newest if self.candidates(key)), newest[0] if newest else None)
+
+
+def put_or_drop(into: dict[str, Any], key: str, value: Any) -> None:
+    if value is None:
+        into.pop(key, None)
+    else:
+        into[key] = value
+
+
+def seen(target: Target | None) -> list[tuple[str, float]] | None:
+    return None if target is None else sorted((c.key, c.accuracy_low) for c in target.candidates)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(events, max_size=40))
+def test_record_by_record_it_is_what_all_of_them_say(happened: list[tuple[str, tuple[str, int], Any, Any]]) -> None:
+    facts = Facts()
+    catalog = facts.catalog
+    for event in happened:
+        facts.happen(*event)
+        served = {name: facts.served(name) for name in ("a", "b")}
+        for task in ("t", "u"):
+            of_task = [key for key in served.values() if key and facts.models[key].task == task]
+            exists = any(of.task == task for of in facts.models.values())
+            expected = sorted(c for key in of_task for c in facts.candidates(key)) if exists else None
+            found = resolve(catalog, task=task)
+            assert seen(found) == expected
+            assert found is None or found.accuracy_best == max((accuracy for _, accuracy in expected or []), default=0)
+        for name, version in KEYS:
+            key = f"{name}:{version}"
+            assert seen(resolve(catalog, model=key)) == (facts.candidates(key) if key in facts.models else None)
+            known = key in facts.models and any(p.startswith(key) for p in facts.profiles)
+            assert seen(resolve(catalog, variant=f"{key}/onnx-fp32")) == (facts.candidates(key) if known else None)
+        for name, key in served.items():
+            assert seen(resolve(catalog, model=name)) == (facts.candidates(key) if key else None)
 
 
 SPECS = (TensorSpec("a", "FP32", (-1, 2)), TensorSpec("b", "INT8", (-1, -1)))

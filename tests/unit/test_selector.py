@@ -29,8 +29,7 @@ class Case:
         return self.decide(entry(0, **asked))
 
     def decide(self, asked: Entry) -> Choice:
-        models = [c.model for c in self.candidates]
-        target = Target("t", self.candidates, models)
+        target = Target("t", self.candidates)
         return Selector(0.02).choose(asked, target, lambda c, _: self.finish_ms[c.model.name])
 
 
@@ -41,7 +40,7 @@ def case(*rows: tuple[str, float, float, float, float]) -> Case:
         of = model(name)
         described = profile(of, curve=((1, ms), (8, ms)), accuracy=accuracy, price_per_hour=price)
         table = LatencyTable(described.batches)
-        candidates.append(Candidate(described.variant, "cpu", of, accuracy, table, price / 3_600_000))
+        candidates.append(Candidate(described.variant, "cpu", of, accuracy, accuracy, table, price / 3_600_000))
     return Case(candidates, {row[0]: row[4] for row in rows})
 
 
