@@ -23,6 +23,7 @@ from itertools import count
 
 from broker.batcher import NEVER, Signature, VariantQueue, batch_rows
 from broker.catalog import Candidate, Catalog, Target, match_inputs
+from broker.conditions import Conditions
 from broker.devices import Group, Sent, Worker
 from broker.ledger import Entry, Ledger, State
 from broker.selector import Chosen, Parked, Refused, Selector
@@ -83,6 +84,7 @@ class Core:
         self.ledger = Ledger(self._withdraw)
         self.groups: dict[str, Group] = {}
         self.statistics = Statistics()
+        self.conditions = Conditions()
         self._selector = Selector(accuracy_slack)
         self._attempts_max = attempts_max
         self._queues: dict[str, dict[tuple[str, Signature], VariantQueue]] = defaultdict(dict)
@@ -209,6 +211,10 @@ class Core:
                     outdated += queue.take_all()
         self._place_all(outdated, now_ms)
         self._unpark(now_ms)
+
+    def judge(self, now_ms: float) -> None:
+        """How what is loaded lives now; to be called about twice a second."""
+        self.conditions.judge(self.catalog.candidate, self.groups, now_ms)
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -483,6 +489,8 @@ class Core:
             if candidate is not None:
                 for rows, execute_ms in variant.batches:
                     candidate.table.observe(rows, execute_ms, now_ms)
+                if variant.rows:
+                    self.conditions.ran(worker, candidate, variant.rows, variant.busy_ms, now_ms)
         if ready != worker.ready:
             worker.ready = ready
             self._ready.clear()

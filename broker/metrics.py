@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.conditions import STATES
 from broker.core import Core
 from broker.statistics import Histogram
 
@@ -71,6 +73,7 @@ class BrokerCollector(Collector):
         yield GaugeMetricFamily("modelless_broker_reading_paused", "1 while it is full.", float(outside.paused))
         yield GaugeMetricFamily("modelless_broker_leads", "1 on the broker that plans.", float(outside.leads))
         yield from self._groups(outside.now_ms)
+        yield from self._variants()
         lag = GaugeMetricFamily("modelless_broker_kafka_lag_records", "Not read yet.", labels=["topic", "partition"])
         for (topic, partition), records in outside.lag.items():
             lag.add_metric([topic, str(partition)], records)
@@ -88,6 +91,25 @@ class BrokerCollector(Collector):
             workers.add_metric([name], len(group.workers))
         yield backlog
         yield workers
+
+    def _variants(self) -> Iterable[Metric]:
+        states = self._core.conditions.states()
+        numbers = GaugeMetricFamily("modelless_broker_variants", "Loaded or lately so.", labels=["group", "state"])
+        groups = sorted({key.rpartition("@")[2] for key in states})
+        counts = Counter((key.rpartition("@")[2], state) for key, state in states.items())
+        for group in groups:
+            for state in STATES:
+                numbers.add_metric([group, state], counts[group, state])
+        yield numbers
+        ratio = GaugeMetricFamily(
+            "modelless_broker_latency_ratio", "Living median over the profile's.", labels=["variant", "group"]
+        )
+        for key in states:
+            variant, _, group = key.rpartition("@")
+            candidate = self._core.catalog.candidate(variant, group)
+            if candidate is not None:
+                ratio.add_metric([variant, group], candidate.table.scale)
+        yield ratio
 
 
 def registry(core: Core, outside: Callable[[], Outside]) -> CollectorRegistry:

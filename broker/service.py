@@ -30,7 +30,7 @@ from broker.outbox import Outbox, Outgoing
 from broker.planner import PlannedWorker
 from broker.reader import QueryReader
 from modelless import frames, messages
-from modelless.catalog import read_model, read_profile
+from modelless.catalog import read_condition, read_model, read_profile
 from modelless.clock import KafkaClock
 from modelless.codec import decode_cancel, decode_record, encode_reply
 from modelless.config import Config
@@ -53,6 +53,7 @@ DEMAND_INTERVAL_MS = 10.0
 DEMAND_ENDS_MS = 500.0
 """Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 LOOP_LAG_INTERVAL_S = 0.25
+JUDGE_INTERVAL_S = 0.5
 TIMER_SLACK_MS = 0.2
 CANCEL_HISTORY_MS = 60_000.0
 HELD_MAX = 1_000
@@ -131,10 +132,12 @@ class Broker:
             for follower in (*followers, cancels):
                 await follower.start()
                 stack.push_async_callback(follower.stop)
+            self._core.conditions.restore(self._core.catalog.candidate, self._core.catalog.profiles)
             await self._refresh_metadata()
             tasks = [
                 asyncio.create_task(self._watch_metadata()),
                 asyncio.create_task(self._watch_loop()),
+                asyncio.create_task(self._judge()),
             ]
             stack.callback(lambda: [task.cancel() for task in tasks])
             self._metrics = serve_metrics(self._config.metrics, _index(self._name), registry(self._core, self._outside))
@@ -285,7 +288,11 @@ class Broker:
 
     def _on_profile(self, record: ConsumerRecord) -> None:
         key = (record.key or b"").decode(errors="replace")
-        if key.startswith(("condition/", "correction/")):
+        if key.startswith("correction/"):
+            return
+        if key.startswith("condition/"):
+            with self._alarm(key):
+                self._core.conditions.heard(key.removeprefix("condition/"), read_condition(key, record.value))
             return
         with self._alarm(key):
             self._core.catalog.put_profile(key, read_profile(key, record.value))
@@ -444,6 +451,11 @@ class Broker:
             before_s = self._loop.time()
             await asyncio.sleep(LOOP_LAG_INTERVAL_S)
             self._loop_lag_s = max(0.0, self._loop.time() - before_s - LOOP_LAG_INTERVAL_S)
+
+    async def _judge(self) -> None:
+        while True:
+            await asyncio.sleep(JUDGE_INTERVAL_S)
+            self._core.judge(self._clock.now_ms())
 
     def _outside(self) -> Outside:
         return Outside(

@@ -64,6 +64,10 @@ class VariantState:
     state: Literal["loading", "ready", "failed"]
     memory_bytes: int = 0
     batches: tuple[tuple[int, float], ...] = ()
+    rows: int = 0
+    """That ran since the last State, also where ``batches`` leaves out the oldest."""
+    busy_ms: float = 0.0
+    """Device time of these."""
 
 
 @dataclass(frozen=True, slots=True)

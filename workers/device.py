@@ -76,6 +76,7 @@ class Device:
         self.settled = 0
         """Queries that have an outcome."""
         self._times: dict[str, deque[tuple[int, float]]] = {}
+        self._load: dict[str, tuple[int, float]] = {}
         self._profiled_ms: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -112,6 +113,10 @@ class Device:
     def take_times(self, variant: str) -> tuple[tuple[int, float], ...]:
         """(rows, ms) of the variant's batches since the last call."""
         return tuple(self._times.pop(variant, ()))
+
+    def take_load(self, variant: str) -> tuple[int, float]:
+        """(rows, ms) of all of the variant's batches together since the last call."""
+        return self._load.pop(variant, (0, 0.0))
 
     async def step(self, work: Callable[[], Awaitable[T]]) -> T:
         """Have the device to oneself for a moment, when it is this one's turn."""
@@ -223,6 +228,8 @@ class Device:
     def _publish(self, run: Run, outputs: Outputs, execute_ms: float) -> None:
         times = self._times.setdefault(run.batch.variant, deque(maxlen=BATCH_TIMES_MAX))
         times.append((run.rows, execute_ms))
+        rows, busy_ms = self._load.get(run.batch.variant, (0, 0.0))
+        self._load[run.batch.variant] = rows + run.rows, busy_ms + execute_ms
         replies = of_run(run, outputs, execute_ms, self._author, self._clock.now_ms())
         self.publisher.publish(replies, partial(self._settled, run.link, run.batch.batch))
 

@@ -120,7 +120,13 @@ class Loader:
     def states(self) -> tuple[VariantState, ...]:
         """For a State frame; takes the batch times since the last call."""
         return tuple(
-            VariantState(variant, loaded.state, loaded.memory_bytes, self._device.take_times(variant))
+            VariantState(
+                variant,
+                loaded.state,
+                loaded.memory_bytes,
+                self._device.take_times(variant),
+                *self._device.take_load(variant),
+            )
             for variant, loaded in self._loaded.items()
         )
 

@@ -24,6 +24,7 @@ PURE = frozenset(
     {
         "broker.batcher",
         "broker.catalog",
+        "broker.conditions",
         "broker.core",
         "broker.devices",
         "broker.intake",

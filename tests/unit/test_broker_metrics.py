@@ -53,3 +53,16 @@ def test_metrics_tell_what_happened() -> None:
     assert seen["modelless_broker_cost_usd_total|t"] > 0
     assert seen["modelless_broker_workers_lost_total"] == 1
     assert seen["modelless_broker_workers|cpu"] == 0
+
+
+def test_metrics_tell_how_variants_live() -> None:
+    of = model()
+    bench = Bench((of, [profile(of)]))
+    worker = bench.worker("m:1/onnx-fp32")
+    slow = frames.VariantState("m:1/onnx-fp32", "ready", 0, ((8, 30.0),) * 100, 800, 3000.0)
+    bench.core.frame(worker, frames.State((slow,), 0, 0.0, 1), 1000)
+    bench.core.judge(1000)
+    seen = scrape(bench, 1000)
+    assert seen["modelless_broker_variants|cpu|interfered"] == 1
+    assert seen["modelless_broker_variants|cpu|active"] == 0
+    assert 2.5 < seen["modelless_broker_latency_ratio|cpu|m:1/onnx-fp32"] < 3.1
