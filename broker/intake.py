@@ -19,9 +19,10 @@ from functools import lru_cache
 
 from broker.ledger import Address, Entry, Source
 from broker.ledger import Headers as RecordHeaders
-from modelless.codec import decode_query, salvage
+from modelless.codec import salvage
 from modelless.errors import DecodeError, ModellessError
 from modelless.headers import HEADERS_MAX, NO_HEADERS, Headers, read_headers
+from modelless.learned import QueryDecoder
 from modelless.messages import Query
 from modelless.topics import ReplyTopicRule, Topics
 
@@ -79,6 +80,7 @@ class Intake:
         self._reply_partitions = reply_partitions
         self._latency_ms_default = latency_ms_default
         self._request_bytes_max = request_bytes_max
+        self._decode = QueryDecoder(bytes_max=request_bytes_max).decode
 
     def read(self, source: Source) -> Entry | Refusal | Dead:
         """Decode and check one record."""
@@ -91,7 +93,7 @@ class Intake:
         if source.key is not None and len(source.key) > KEY_BYTES_MAX:
             return unreadable(source, f"a key of {len(source.key)} bytes is larger than the limit of {KEY_BYTES_MAX}")
         try:
-            query, form = decode_query(source.value, headers, bytes_max=self._request_bytes_max)
+            query, form = self._decode(source.value, headers)
         except ModellessError as error:
             return self._malformed(source, headers, error)
         topic = query.reply_topic or self._replies

@@ -48,6 +48,7 @@ from modelless.tensors import DIMENSIONS_MAX, Tensor, rows
 
 __all__ = [
     "BYTES_MAX",
+    "complete_query",
     "decode_cancel",
     "decode_frame",
     "decode_query",
@@ -58,6 +59,7 @@ __all__ = [
     "encode_query",
     "encode_record",
     "encode_reply",
+    "query_fields",
     "reply_body",
     "salvage",
 ]
@@ -90,10 +92,29 @@ def decode_query(
         DecodeError: :func:`salvage` tells where to send it.
     """
     form = _form(value, headers)
-    query = Query(**_query_fields(_body(value, form, bytes_max), headers))
-    if (query.task is not None) + (query.model is not None) + (query.variant is not None) != 1:
-        raise DecodeError("query: exactly one of task, model and variant must be given")
-    return query, form
+    fields = _query_fields(_body(value, form, bytes_max))
+    if "id" not in fields and headers.id is None:
+        raise DecodeError("query.id: is required, here or in the header modelless-id")
+    return complete_query(Query(**{"id": ""} | fields), headers), form
+
+
+def query_fields(value: bytes, *, bytes_max: int = BYTES_MAX) -> dict[str, Any]:
+    """What a MessagePack query's body says, by name, its headers left aside. Raises DecodeError."""
+    return _query_fields(_body(value, "msgpack", bytes_max))
+
+
+def complete_query(query: Query, headers: Headers) -> Query:
+    """The query of a body as its headers have it: they win, and of two deadlines the earlier holds."""
+    changed: dict[str, Any] = {}
+    if headers.id is not None and headers.id != query.id:
+        changed["id"] = headers.id
+    if headers.reply_topic is not None:
+        changed["reply_topic"] = headers.reply_topic
+    if headers.reply_partition is not None:
+        changed["reply_partition"] = headers.reply_partition
+    if headers.deadline_ms is not None:
+        changed["deadline_ms"] = min(headers.deadline_ms, inf if query.deadline_ms is None else query.deadline_ms)
+    return query._replace(**changed) if changed else query
 
 
 def encode_query(query: Query) -> bytes:
@@ -187,20 +208,12 @@ def _body(value: bytes | None, form: Form, bytes_max: int) -> Any:
     return wire.unpack(value, bytes_max=bytes_max, depth_max=None, items_max=QUERY_ITEMS_MAX)
 
 
-def _query_fields(body: Any, headers: Headers) -> dict[str, Any]:
+def _query_fields(body: Any) -> dict[str, Any]:
     if type(body) is dict and body.get("v") is not None:
         _version(body["v"])  # first: another version may have other fields
     fields = checked("query", body, _QUERY_CHECKS, ("inputs",))
-    if headers.id is not None:
-        fields["id"] = headers.id
-    if headers.reply_topic is not None:
-        fields["reply_topic"] = headers.reply_topic
-    if headers.reply_partition is not None:
-        fields["reply_partition"] = headers.reply_partition
-    if headers.deadline_ms is not None:
-        fields["deadline_ms"] = min(headers.deadline_ms, fields.get("deadline_ms", inf))
-    if "id" not in fields:
-        raise DecodeError("query.id: is required, here or in the header modelless-id")
+    if ("task" in fields) + ("model" in fields) + ("variant" in fields) != 1:
+        raise DecodeError("query: exactly one of task, model and variant must be given")
     return fields
 
 

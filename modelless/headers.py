@@ -9,7 +9,7 @@ A name of ours wins over Spring's, the last of equal names wins, and names that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from modelless.errors import DecodeError
@@ -71,7 +71,7 @@ class Headers(NamedTuple):
 NO_HEADERS = Headers()
 
 
-def read_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+def read_headers(headers: Sequence[tuple[str, bytes | None]]) -> Headers:
     """Read the headers of a record, in their order. A header with a null value counts as absent.
 
     A ``traceparent`` that is not one is ignored, as W3C Trace Context (section 3.2.2.5) asks.
@@ -79,6 +79,8 @@ def read_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     Raises:
         DecodeError: a header of ours is malformed, or there are too many or too large ones.
     """
+    if len(headers) == 1 and headers[0][0] == ID and headers[0][1] is not None:
+        return Headers(_id({ID: headers[0][1]}))  # what most have
     found: dict[str, bytes] = {}
     size = 0
     for count, (name, value) in enumerate(headers, 1):

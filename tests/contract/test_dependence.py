@@ -47,6 +47,7 @@ PURE = frozenset(
         "modelless.headers",
         "modelless.json_form",
         "modelless.labels",
+        "modelless.learned",
         "modelless.messages",
         "modelless.structure",
         "modelless.tensors",
