@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from broker.conditions import STATES
 from broker.core import Core
 from broker.statistics import Histogram
+from broker.tally import TallyStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Outside:
     leads: bool
     commit_failures: int
     lag: dict[tuple[str, int], int]
+    feedback: TallyStatistics
+    drifted: Sequence[str]
 
 
 class BrokerCollector(Collector):
@@ -74,6 +77,7 @@ class BrokerCollector(Collector):
         yield GaugeMetricFamily("modelless_broker_leads", "1 on the broker that plans.", float(outside.leads))
         yield from self._groups(outside.now_ms)
         yield from self._variants()
+        yield from _feedback(outside)
         lag = GaugeMetricFamily("modelless_broker_kafka_lag_records", "Not read yet.", labels=["topic", "partition"])
         for (topic, partition), records in outside.lag.items():
             lag.add_metric([topic, str(partition)], records)
@@ -110,6 +114,26 @@ class BrokerCollector(Collector):
             if candidate is not None:
                 ratio.add_metric([variant, group], candidate.table.scale)
         yield ratio
+
+
+def _feedback(outside: Outside) -> Iterable[Metric]:
+    yield _counter("modelless_broker_feedback_rows", "Labelled rows that were counted.", outside.feedback.rows)
+    dropped = CounterMetricFamily(
+        "modelless_broker_feedback_dropped",
+        "Feedback that was malformed, of an unknown variant, of unequal lengths, or a duplicate.",
+        labels=["reason"],
+    )
+    for reason, number in outside.feedback.dropped.items():
+        dropped.add_metric([reason], number)
+    yield dropped
+    drifted = GaugeMetricFamily(
+        "modelless_broker_drifted",
+        "1 for a variant that labels show to be less accurate than measured.",
+        labels=["variant"],
+    )
+    for variant in outside.drifted:
+        drifted.add_metric([variant], 1)
+    yield drifted
 
 
 def registry(core: Core, outside: Callable[[], Outside]) -> CollectorRegistry:

@@ -22,6 +22,7 @@ from aiokafka.structs import ConsumerRecord
 from broker.core import Bury, CancelSent, Core, Reply, Send
 from broker.dead_letters import dead_letter
 from broker.devices import Worker
+from broker.feedback import Corrector
 from broker.intake import Dead, Intake, Refusal, unreadable
 from broker.leader import Leader
 from broker.ledger import Entry, Source
@@ -30,7 +31,7 @@ from broker.outbox import Outbox, Outgoing
 from broker.planner import PlannedWorker
 from broker.reader import QueryReader
 from modelless import frames, messages
-from modelless.catalog import read_condition, read_model, read_profile
+from modelless.catalog import read_condition, read_correction, read_model, read_profile
 from modelless.clock import KafkaClock
 from modelless.codec import decode_cancel, decode_record, encode_reply
 from modelless.config import Config
@@ -90,6 +91,7 @@ class Broker:
             self._planned_workers,
             lambda: self._plan,
         )
+        self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)
         self._plan: Plan | None = None
         self._links: dict[str, Link] = {}
         self._workers: dict[Link, Worker] = {}
@@ -145,6 +147,8 @@ class Broker:
             stack.push_async_callback(self._reader.stop)
             await self._leader.start()
             stack.push_async_callback(self._leader.stop)
+            await self._corrector.start()
+            stack.push_async_callback(self._corrector.stop)
             settle()
             self._state = "ready"
             announcer.announce()
@@ -288,14 +292,17 @@ class Broker:
 
     def _on_profile(self, record: ConsumerRecord) -> None:
         key = (record.key or b"").decode(errors="replace")
-        if key.startswith("correction/"):
-            return
-        if key.startswith("condition/"):
-            with self._alarm(key):
-                self._core.conditions.heard(key.removeprefix("condition/"), read_condition(key, record.value))
-            return
         with self._alarm(key):
-            self._core.catalog.put_profile(key, read_profile(key, record.value))
+            if key.startswith("condition/"):
+                self._core.conditions.heard(key.removeprefix("condition/"), read_condition(key, record.value))
+                return
+            if key.startswith("correction/"):
+                correction = read_correction(key, record.value)
+                self._core.catalog.put_correction(key.removeprefix("correction/"), correction)
+            else:
+                profile = read_profile(key, record.value)
+                self._core.catalog.put_profile(key, profile)
+                self._corrector.put_profile(key, profile)
             self._core.catalog_changed(self._clock.now_ms())
             self.kick()
 
@@ -465,6 +472,8 @@ class Broker:
             leads=self._leader.leads,
             commit_failures=self._reader.commit_failures,
             lag=self._reader.lag(),
+            feedback=self._corrector.tally.statistics,
+            drifted=self._corrector.drifted(),
         )
 
     def _member(self) -> Member:

@@ -96,6 +96,10 @@ class BlockingClient:
             for future in window:
                 future.cancel()
 
+    def feedback(self, result: Result, labels: ArrayLike) -> None:
+        """Say which classes were right. Raises as :meth:`modelless.client.Client.feedback` does."""
+        self._run(self._client.feedback(result, labels))
+
     def statistics(self) -> ClientStatistics:
         return self._client.statistics()
 

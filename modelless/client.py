@@ -37,13 +37,14 @@ from modelless.client_core import (
     Result,
     check_query,
     make_error,
+    make_feedback,
     make_result,
     make_tensors,
     reply_id,
     reply_partition,
     wait_ms,
 )
-from modelless.codec import decode_reply, encode_cancel, encode_query
+from modelless.codec import decode_reply, encode_cancel, encode_feedback, encode_query
 from modelless.config import Config, KafkaConfig
 from modelless.errors import (
     OK,
@@ -64,6 +65,7 @@ from modelless.topics import Topics
 
 CONNECT_TIMEOUT_S = 15.0
 CANCEL_TIMEOUT_S = 2.0
+FEEDBACK_TIMEOUT_S = 15.0
 OUTSTANDING_MAX = 50_000
 OUTSTANDING_BYTES_MAX = 256 * 1024 * 1024
 BOUND_TOPICS_INTERVAL_S = 5.0
@@ -169,6 +171,7 @@ class Client:
         self._outbox_filled = asyncio.Event()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._bound_topics: frozenset[str] = frozenset()
+        self._takes_feedback = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ms = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -257,6 +260,7 @@ class Client:
             )
         self._partitions = len(cluster.partitions_for_topic(self._topics.replies) or ())
         self._bound_topics = frozenset(name for name in names if self._topics.task_of(name))
+        self._takes_feedback = self._topics.feedback in names
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -312,6 +316,35 @@ class Client:
         self._outbox.append(pending)
         self._outbox_filled.set()
         return pending
+
+    async def feedback(self, result: Result, labels: ArrayLike) -> None:
+        """Say which classes were right: it corrects the accuracy that the variant is chosen by.
+
+        Give labels for a fair sample of the answers; for mistakes alone they make a variant look worse than it is.
+
+        Args:
+            result: what :meth:`infer` returned; its first output is [rows, classes].
+            labels: integers, [rows].
+
+        Raises:
+            InvalidArgumentError: the labels do not fit the answer.
+            UnavailableError: Kafka did not take it, or has no topic for it.
+            PermissionDeniedError: this client may not write to the feedback topic.
+        """
+        value = encode_feedback(make_feedback(result, labels))
+        if not self._is_open:
+            raise UnavailableError("the client is not open: use it inside `async with`")
+        if not self._takes_feedback:
+            raise UnavailableError(
+                f"there is no topic {self._topics.feedback}: create it with `modelless check --create`"
+            )
+        try:
+            async with asyncio.timeout(FEEDBACK_TIMEOUT_S):
+                await self._producer.send_and_wait(self._topics.feedback, value)
+        except TopicAuthorizationFailedError:
+            raise PermissionDeniedError(f"this client may not write to {self._topics.feedback}") from None
+        except (TimeoutError, KafkaError) as error:
+            raise UnavailableError(f"Kafka did not take the feedback ({error or type(error).__name__})") from None
 
     def statistics(self) -> ClientStatistics:
         return self._outstanding.statistics()

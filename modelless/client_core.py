@@ -21,8 +21,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from modelless.codec import FEEDBACK_ROWS_MAX
 from modelless.errors import InvalidArgumentError, ModellessError, error_for
-from modelless.messages import ON_MISS, PREFERENCES, OnMiss, Query, Reply
+from modelless.messages import ON_MISS, PREFERENCES, Feedback, OnMiss, Query, Reply
 from modelless.tensors import Tensor, rows
 
 TICK_MS = 20.0
@@ -256,6 +257,28 @@ def make_result(reply: Reply, latency_ms: float) -> Result:
         latency_ms=latency_ms,
         reply=reply,
     )
+
+
+def make_feedback(result: Result, labels: ArrayLike) -> Feedback:
+    """The truth about one answer; what was predicted is the argmax of its first output, as where accuracy is measured.
+
+    Args:
+        labels: integers of the shape of the first output without its last dimension: [rows], as a rule.
+
+    Raises:
+        InvalidArgumentError: the answer holds no prediction, or the labels do not fit it.
+    """
+    if result.variant is None or not result.outputs or result.output.ndim < 2:
+        raise InvalidArgumentError("result: feedback needs an answer whose first output is [rows, classes]")
+    right, found = np.asarray(labels), result.output.argmax(axis=-1)
+    if right.dtype.kind not in "iu" or right.shape != found.shape:
+        raise InvalidArgumentError(
+            f"labels must be integers of shape {list(found.shape)}, one for each prediction; "
+            f"got {right.dtype} of shape {list(right.shape)}"
+        )
+    if right.size > FEEDBACK_ROWS_MAX:
+        raise InvalidArgumentError(f"labels: one answer takes at most {FEEDBACK_ROWS_MAX}, got {right.size}")
+    return Feedback(result.reply.query, result.variant, tuple(found.ravel().tolist()), tuple(right.ravel().tolist()))
 
 
 def make_error(reply: Reply) -> ModellessError:

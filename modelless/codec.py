@@ -50,11 +50,13 @@ __all__ = [
     "BYTES_MAX",
     "complete_query",
     "decode_cancel",
+    "decode_feedback",
     "decode_frame",
     "decode_query",
     "decode_record",
     "decode_reply",
     "encode_cancel",
+    "encode_feedback",
     "encode_frame",
     "encode_query",
     "encode_record",
@@ -76,8 +78,11 @@ MISSED_MAX = 8
 QUERY_ITEMS_MAX = 1024
 """Elements of all containers of a query or a reply; everything at its limit takes about 800."""
 
-Record = ModelVersion | Labels | Profile | Condition | Correction | Plan | Member | Feedback
-RecordT = TypeVar("RecordT", ModelVersion, Labels, Profile, Condition, Correction, Plan, Member, Feedback)
+FEEDBACK_BYTES_MAX = 128 * 1024
+FEEDBACK_ROWS_MAX = 4_096
+
+Record = ModelVersion | Labels | Profile | Condition | Correction | Plan | Member
+RecordT = TypeVar("RecordT", ModelVersion, Labels, Profile, Condition, Correction, Plan, Member)
 
 _RECORD_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}/[0-9]{1,10}/[0-9]{1,19}")
 _TENSOR_FIELDS = ("name", "datatype", "shape", "data")
@@ -176,6 +181,22 @@ def decode_cancel(value: bytes | None) -> Cancel:
     if (cancel.id is None) == (cancel.query is None):
         raise DecodeError("cancel: exactly one of id and query must be given")
     return cancel
+
+
+def encode_feedback(feedback: Feedback) -> bytes:
+    """As MessagePack. Nothing is checked: :func:`decode_feedback` does."""
+    return wire.pack(to_map(feedback))
+
+
+def decode_feedback(value: bytes | None) -> Feedback:
+    """MessagePack or JSON. That predictions and labels are equally many is the reader's to see. Raises DecodeError."""
+    if value is None:
+        raise DecodeError("feedback: the value is null")
+    if value[:1] == b"{":
+        body = json_form.load(value, bytes_max=FEEDBACK_BYTES_MAX, depth_max=2)
+    else:
+        body = wire.unpack(value, bytes_max=FEEDBACK_BYTES_MAX)
+    return Feedback(**checked("feedback", body, _FEEDBACK_CHECKS, tuple(_FEEDBACK_CHECKS)))
 
 
 def encode_record(message: Record) -> bytes:
@@ -309,6 +330,16 @@ def _missed(value: Any) -> tuple[str, ...]:
     return tuple([_name(item) for item in value])
 
 
+def _classes(value: Any) -> tuple[int, ...]:
+    if (
+        type(value) is not list
+        or not 1 <= len(value) <= FEEDBACK_ROWS_MAX
+        or not _INTEGERS.issuperset(map(type, value))
+    ):
+        raise DecodeError(f"must be an array of 1 to {FEEDBACK_ROWS_MAX} integers, got {_counted(value)}")
+    return tuple(value)
+
+
 _name = text(NAME_LENGTH_MAX)
 _metadata = string_map(METADATA_ENTRIES_MAX, METADATA_KEY_MAX, METADATA_VALUE_MAX)
 _milliseconds = number(at_least=0, unit="of milliseconds")
@@ -352,6 +383,7 @@ _REPLY_CHECKS = {
     "v": _version,
 }
 _CANCEL_CHECKS = {"id": text(ID_LENGTH_MAX), "query": _record_name}
+_FEEDBACK_CHECKS = {"query": _record_name, "variant": _name, "predictions": _classes, "labels": _classes}
 
 
 _QUERY_NAMES = tuple(name for name in Query._fields if name != "inputs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from modelless.config import Config
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
 from modelless.kafka import make_admin, make_consumer, stop_within
-from modelless.messages import Member, ModelVersion, Profile
+from modelless.messages import Correction, Member, ModelVersion, Profile
 from modelless.registration import wall_clock
 from modelless.topic_settings import unreachable
 from modelless.topics import Topics
@@ -60,7 +60,9 @@ class Observer:
                 lag = await self._lag()
         except (KafkaError, TimeoutError, OSError) as error:
             raise unreachable(self._config, error) from error
-        return Overview(members, models, profiles, lag, self._rates(members), warnings(members, models, profiles, lag))
+        corrections = (self._catalog.correction(m, p.variant) for m in models for p in self._catalog.profiles(m))
+        found = warnings(members, models, profiles, lag) + drifts(filter(None, corrections))
+        return Overview(members, models, profiles, lag, self._rates(members), found)
 
     async def _lag(self) -> dict[str, int]:
         try:
@@ -157,3 +159,12 @@ def warnings(
     for member in members:
         found += [f"{member.name}: {subject}: {words}" for subject, words in member.errors.items()]
     return tuple(found)
+
+
+def drifts(corrections: Iterable[Correction]) -> tuple[str, ...]:
+    """Which variants labels show to be less accurate than measured, in words with what to do. Pure."""
+    return tuple(
+        f"{variant} has drifted: {right / rows:.1%} of {rows:,.0f} labelled rows were right, less than when it was "
+        "measured: register a version that is trained on newer data"
+        for variant, right, rows in sorted({(c.variant, c.right, c.rows) for c in corrections if c.drifted})
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_S = 10.0
 RETRY_S = 0.5
 POLL_MS = 250
 CHECK_INTERVAL_S = 1.0
+STEP_S = 0.001
+"""How long records are delivered before whatever else the event loop has to do gets its turn."""
 STALLED_CHECKS_MAX = 5
 """Checks in a row that found us behind without a new record: the client is rebuilt."""
 
@@ -52,6 +54,7 @@ class Follower:
         on_record: called for each record in the order of its partition; sync, and must not raise (that ends it).
             After trouble a record may be delivered again; only one that cannot be read is skipped, with an alarm.
         since_ms: read from this log time on, instead of from the beginning.
+        positions: likewise, from these offsets on, in the partitions that are named.
     """
 
     def __init__(
@@ -60,12 +63,15 @@ class Follower:
         topics: Sequence[str],
         on_record: Callable[[ConsumerRecord], None],
         since_ms: float | None = None,
+        positions: Mapping[TopicPartition, int] | None = None,
     ) -> None:
         self._config = config
         self._topics = tuple(topics)
         self._on_record = on_record
         self._since_ms = since_ms
-        self._next: dict[TopicPartition, int] = {}
+        self._next: dict[TopicPartition, int] = dict(positions or {})
+        self.unreadable = 0
+        """Records that were skipped."""
         self._caught_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: BaseException | None = None
         self._quiet_s = 0.0
@@ -77,14 +83,23 @@ class Follower:
         """How long Kafka has been confirming that there is nothing new; 0 again while it does not answer."""
         return self._quiet_s * 1000
 
+    @property
+    def positions(self) -> dict[TopicPartition, int]:
+        """The offset after the last record that was delivered, by partition; of those where there was one."""
+        return dict(self._next)
+
+    def begin(self) -> None:
+        """Follow in a task, without waiting for anything."""
+        self._task = asyncio.create_task(self._run(), name=f"follow {','.join(self._topics)}")
+        report_failure(self._task, self._caught_up)
+
     async def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once everything up to the present ends was delivered; following goes on in a task.
 
         Raises:
             UnavailableError: that took longer than ``timeout_s``.
         """
-        self._task = asyncio.create_task(self._run(), name=f"follow {','.join(self._topics)}")
-        report_failure(self._task, self._caught_up)
+        self.begin()
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._caught_up)
@@ -159,25 +174,31 @@ class Follower:
             await self._seek(consumer)
             await self._poll_one_by_one(consumer)
             return True
-        return self._deliver(fetched)
+        return await self._deliver(fetched)
 
     async def _poll_one_by_one(self, consumer: AIOKafkaConsumer) -> None:
         """Step over records that cannot be read (and what follows them in their batch): they would raise for ever."""
         for tp in consumer.assignment():
             while True:
                 try:
-                    if not self._deliver(await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=1)):
+                    if not await self._deliver(await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=1)):
                         break
                 except UNREADABLE as error:
                     offset = await consumer.position(tp)
                     _log.error("a record cannot be read and is skipped", record=f"{tp}/{offset}", error=repr(error))
                     consumer.seek(tp, offset + 1)
+                    self._next[tp] = offset + 1
+                    self.unreadable += 1
 
-    def _deliver(self, fetched: dict[TopicPartition, list[ConsumerRecord]]) -> bool:
+    async def _deliver(self, fetched: dict[TopicPartition, list[ConsumerRecord]]) -> bool:
+        yielded_s = time.monotonic()
         for tp, records in fetched.items():
             for record in records:
                 self._on_record(record)
                 self._next[tp] = record.offset + 1
+                if time.monotonic() - yielded_s > STEP_S:
+                    await asyncio.sleep(0)
+                    yielded_s = time.monotonic()
         return any(fetched.values())
 
     async def _check(self, consumer: AIOKafkaConsumer, elapsed_s: float) -> None:

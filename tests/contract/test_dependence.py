@@ -34,6 +34,7 @@ PURE = frozenset(
         "broker.profiles",
         "broker.selector",
         "broker.statistics",
+        "broker.tally",
         "modelless.accuracy",
         "modelless.client_core",
         "modelless.codec",

@@ -17,16 +17,16 @@ from golden_vectors import RECORDS, VECTORS, Vector
 from jsonschema import Draft202012Validator
 
 from modelless import wire
-from modelless.codec import decode_cancel, decode_query, decode_record, decode_reply
+from modelless.codec import decode_cancel, decode_feedback, decode_query, decode_record, decode_reply
 from modelless.errors import STATUSES, DecodeError
-from modelless.messages import Cancel, Query, Reply
+from modelless.messages import Cancel, Feedback, Query, Reply
 from modelless.tensors import ITEM_BYTES, Tensor
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 LOADED: dict[str, dict[str, Any]] = {
     path.name.removesuffix(".schema.json"): json.loads(path.read_text()) for path in SCHEMAS.glob("*.schema.json")
 }
-MESSAGES: dict[str, type[Any]] = {"query": Query, "reply": Reply, "cancel": Cancel, **RECORDS}
+MESSAGES: dict[str, type[Any]] = {"query": Query, "reply": Reply, "cancel": Cancel, "feedback": Feedback, **RECORDS}
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
@@ -144,6 +144,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "query": {"id": "q-1", "task": "digits", "inputs": [TENSOR]},
     "reply": {"id": "q-1", "query": "t/0/1", "status": "OK"},
     "cancel": {"id": "q-1"},
+    "feedback": {"query": "t/0/1", "variant": "m:1/onnx-fp32", "predictions": [7], "labels": [7]},
     **{name: wire.unpack(v.value, bytes_max=9999) for v in VECTORS for name in RECORDS if v.name == name},
 }
 PROBES: list[Any] = [
@@ -170,6 +171,8 @@ def decodes(name: str, body: dict[str, Any]) -> bool:
                 decode_reply(value)
             case "cancel":
                 decode_cancel(value)
+            case "feedback":
+                decode_feedback(value)
             case _:
                 decode_record(RECORDS[name], value)
     except DecodeError:
@@ -199,7 +202,7 @@ def test_the_folder_holds_exactly_the_vectors() -> None:
 @pytest.mark.parametrize("vector", [v for v in VECTORS if v.reason is None], ids=lambda vector: vector.name)
 def test_a_good_vector_decodes_and_fits_its_schema(vector: Vector) -> None:
     assert vector.description()["decoded"]
-    v2 = vector.file.endswith(".v2.json") and vector.message != "cancel"
+    v2 = vector.file.endswith(".v2.json") and vector.message not in ("cancel", "feedback")
     body = json.loads(vector.value) if vector.file.endswith(".v2.json") else wire.unpack(vector.value, bytes_max=9999)
     Draft202012Validator(LOADED[f"{vector.message}.v2" if v2 else vector.message]).validate(body)
 
@@ -218,15 +221,16 @@ def test_every_message_has_a_good_vector() -> None:
 
 def test_the_examples_of_the_contract_page_are_messages() -> None:
     page = (SCHEMAS.parent / "docs" / "contract.md").read_text()
-    query, ok, refused = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    query, ok, refused, feedback = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (shell,) = re.findall(r"^echo '(.*)'", page, re.MULTILINE)
     for text in (query, shell):
         assert decode_query(text.encode())[0].task == "digits"
     assert decode_reply(ok.encode()).status == "OK"
     assert decode_reply(refused.encode()).retry_after_ms == 120.0
+    assert decode_feedback(feedback.encode()).query == decode_reply(ok.encode()).query
 
 
-@pytest.mark.parametrize("cls", [Query, Reply])
+@pytest.mark.parametrize("cls", [Query, Reply, Feedback])
 def test_the_contract_page_has_every_field(cls: type[Any]) -> None:
     page = (SCHEMAS.parent / "docs" / "contract.md").read_text()
     section = page.split(f"## {cls.__name__}\n")[1].split("\n## ")[0]

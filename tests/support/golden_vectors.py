@@ -45,7 +45,6 @@ RECORDS = {
     "correction": Correction,
     "plan": Plan,
     "member": Member,
-    "feedback": Feedback,
 }
 
 
@@ -71,6 +70,8 @@ class Vector:
             return codec.decode_reply(self.value)
         if self.message == "cancel":
             return codec.decode_cancel(self.value)
+        if self.message == "feedback":
+            return codec.decode_feedback(self.value)
         return codec.decode_record(RECORDS[self.message], self.value)
 
     def description(self) -> dict[str, Any]:
@@ -289,7 +290,8 @@ VECTORS = (
     Vector("labels", "labels", codec.encode_record(_LABELS)),
     Vector("condition", "condition", codec.encode_record(_CONDITION)),
     Vector("correction", "correction", codec.encode_record(_CORRECTION)),
-    Vector("feedback", "feedback", codec.encode_record(_FEEDBACK)),
+    Vector("feedback", "feedback", codec.encode_feedback(_FEEDBACK)),
+    Vector("feedback-json", "feedback", json.dumps(to_map(_FEEDBACK)).encode()),
     Vector("plan", "plan", codec.encode_record(_PLAN)),
     Vector("member", "member", codec.encode_record(_MEMBER)),
     Vector("bad-truncated", "query", codec.encode_query(_QUERY)[:-1], reason="truncated"),
@@ -326,6 +328,12 @@ VECTORS = (
     Vector("bad-v2-misplaced-field", "query", b'{"id": "q-1", "task": "digits"}', reason="go under parameters"),
     Vector("bad-v2-range", "query", json.dumps(_V2 | {"inputs": [_TOO_LARGE]}).encode(), reason="does not fit uint8"),
     Vector("bad-cancel-of-nothing", "cancel", b"\x80", reason="exactly one of id and query"),
+    Vector(
+        "bad-feedback-of-probabilities",
+        "feedback",
+        json.dumps(to_map(_FEEDBACK) | {"predictions": [0.9, 0.1]}).encode(),
+        reason="predictions: must be an array of 1 to 4096 integers",
+    ),
     Vector(
         "bad-reply-status",
         "reply",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from broker_builders import Bench, model, profile
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.metrics import Outside, registry
+from broker.tally import TallyStatistics
 from modelless import frames
 
 
@@ -18,6 +21,8 @@ def scrape(bench: Bench, now_ms: float) -> dict[str, float]:
         leads=False,
         commit_failures=3,
         lag={("modelless.queries", 0): 7},
+        feedback=TallyStatistics(rows=12, dropped=Counter({"duplicate": 2})),
+        drifted=["m:1/onnx-fp32"],
     )
     text = generate_latest(registry(bench.core, lambda: outside)).decode()
     return {
@@ -45,6 +50,9 @@ def test_metrics_tell_what_happened() -> None:
     assert seen["modelless_broker_kafka_lag_records|0|modelless.queries"] == 7
     assert (seen["modelless_broker_reading_paused"], seen["modelless_broker_leads"]) == (1, 0)
     assert seen["modelless_broker_commit_failures_total"] == 3
+    assert seen["modelless_broker_feedback_rows_total"] == 12
+    assert seen["modelless_broker_feedback_dropped_total|duplicate"] == 2
+    assert seen["modelless_broker_drifted|m:1/onnx-fp32"] == 1
     bench.core.frame(worker, frames.Outcome(1, True, 9.0, 1, (), rest_ok=True), 600)
     bench.core.lost(worker, 700)
     seen = scrape(bench, 2000)

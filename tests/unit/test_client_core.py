@@ -15,14 +15,16 @@ from modelless.client_core import (
     Outstanding,
     check_query,
     make_error,
+    make_feedback,
     make_result,
     make_tensors,
     reply_id,
     reply_partition,
     wait_ms,
 )
+from modelless.codec import FEEDBACK_ROWS_MAX
 from modelless.errors import InvalidArgumentError, ResourceExhaustedError
-from modelless.messages import Query, Reply
+from modelless.messages import Feedback, Query, Reply
 from modelless.tensors import Tensor
 
 
@@ -218,3 +220,32 @@ def test_result_and_error() -> None:
     assert error.retry_after_ms == 40
     assert error.reply is not None
     assert error.reply.query == "q/0/1"
+
+
+def answer(logits: np.ndarray, variant: str | None = "m:1/onnx-fp32") -> Reply:
+    return Reply("a", "t/0/7", "OK", outputs=(Tensor.from_numpy("logits", logits),), variant=variant)
+
+
+LOGITS = np.array([[0.1, 0.9, 0.0], [0.7, 0.2, 0.1]], np.float32)
+
+
+def test_feedback_says_what_was_answered_and_what_is_right() -> None:
+    result = make_result(answer(LOGITS), 1.0)
+    expected = Feedback("t/0/7", "m:1/onnx-fp32", (1, 0), (1, 2))
+    assert make_feedback(result, np.array([1, 2])) == expected
+    assert make_feedback(result, [1, 2]) == expected
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 2, 3], [[1, 2]], [1.0, 2.0], ["a", "b"], [True, False], 1])
+def test_labels_that_do_not_fit_are_refused(labels: object) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"integers of shape \[2\]"):
+        make_feedback(make_result(answer(LOGITS), 1.0), labels)  # type: ignore[arg-type]
+
+
+def test_feedback_needs_an_answer_with_classes() -> None:
+    for reply in (answer(LOGITS[0]), answer(LOGITS, None), Reply("a", "t/0/7", "OK", variant="m:1/x")):
+        with pytest.raises(InvalidArgumentError, match="rows, classes"):
+            make_feedback(make_result(reply, 1.0), [1, 2])
+    large = np.zeros((FEEDBACK_ROWS_MAX + 1, 2), np.float32)
+    with pytest.raises(InvalidArgumentError, match="takes at most 4096"):
+        make_feedback(make_result(answer(large), 1.0), np.zeros(len(large), int))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from contextlib import suppress
 from dataclasses import replace
@@ -13,12 +14,15 @@ from message_strategies import instances, mutations, queries, replies
 
 from modelless import wire
 from modelless.codec import (
+    FEEDBACK_ROWS_MAX,
     QUERY_ITEMS_MAX,
     decode_cancel,
+    decode_feedback,
     decode_query,
     decode_record,
     decode_reply,
     encode_cancel,
+    encode_feedback,
     encode_query,
     encode_record,
     encode_reply,
@@ -27,7 +31,7 @@ from modelless.codec import (
 from modelless.errors import DecodeError
 from modelless.frames import Form
 from modelless.headers import Headers
-from modelless.messages import Cancel, Member, ModelVersion, Plan, Profile, Query, Reply
+from modelless.messages import Cancel, Feedback, Member, ModelVersion, Plan, Profile, Query, Reply
 from modelless.reply_template import OWN, ReplyTemplate
 from modelless.tensors import Tensor
 
@@ -237,7 +241,7 @@ def test_inputs_agree_on_the_batch() -> None:
 
 @pytest.mark.parametrize("value", [None, b"", b"\xc1", b"abc", b"\x93\x01\x02\x03", wire.pack(1), b"{", b"{}x", b"[]"])
 def test_no_message_at_all(value: bytes | None) -> None:
-    for decode_any in (decode_query, decode_reply, decode_cancel):
+    for decode_any in (decode_query, decode_reply, decode_cancel, decode_feedback):
         with pytest.raises(DecodeError):
             decode_any(value)
     with pytest.raises(DecodeError):
@@ -391,3 +395,51 @@ def test_any_value_in_any_field_is_one_error(name: str, value: Any, in_tensor: b
     body = BODY | {"inputs": [TENSOR | {name: value}]} if in_tensor else BODY | {name: value}
     with suppress(DecodeError):
         decode(body)
+
+
+# --- feedback -----------------------------------------------------------------------------------------------
+
+FEEDBACK = Feedback("modelless.queries/0/12", "digits-cnn:3/onnx-fp32", (7, 1), (7, -2))
+
+
+def test_feedback_round_trip() -> None:
+    assert decode_feedback(encode_feedback(FEEDBACK)) == FEEDBACK
+
+
+def test_feedback_in_json() -> None:
+    text = (
+        b'{"query": "modelless.queries/0/12", "variant": "digits-cnn:3/onnx-fp32", '
+        b'"predictions": [7, 1], "labels": [7, -2]}'
+    )
+    assert decode_feedback(text) == FEEDBACK
+
+
+def test_the_largest_feedback_decodes_and_a_larger_one_does_not() -> None:
+    classes = tuple(range(FEEDBACK_ROWS_MAX))
+    largest = Feedback("modelless.queries/0/12", "m:1/x", classes, classes)
+    assert decode_feedback(encode_feedback(largest)) == largest
+    with pytest.raises(DecodeError, match="predictions: must be an array of 1 to"):
+        decode_feedback(encode_feedback(replace(largest, predictions=(*classes, 1))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query": "q-1"},
+        {"query": None},
+        {"variant": ""},
+        {"predictions": []},
+        {"predictions": [True]},
+        {"predictions": [0.5]},
+        {"predictions": [[1]]},
+        {"labels": 7},
+        {"labels": "77"},
+        {"label": [7]},
+    ],
+)
+def test_bad_feedback_is_refused(change: dict[str, Any]) -> None:
+    body = {"query": "t/0/1", "variant": "m:1/x", "predictions": [7], "labels": [7]} | change
+    with pytest.raises(DecodeError):
+        decode_feedback(wire.pack(body))
+    with pytest.raises(DecodeError):
+        decode_feedback(json.dumps(body).encode())

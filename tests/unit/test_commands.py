@@ -14,8 +14,8 @@ from modelless.commands.models import best_batch
 from modelless.commands.query import _array, _read_input
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError
-from modelless.messages import BatchTime, Evaluation, Member, ModelVersion, Profile
-from modelless.overview import warnings
+from modelless.messages import BatchTime, Correction, Evaluation, Member, ModelVersion, Profile
+from modelless.overview import drifts, warnings
 from modelless.registration import progress
 
 MODEL = ModelVersion("m", 1, "t", "onnx", "file:///m.onnx", "0" * 64, 1, (), (), Evaluation(0.9), "digest")
@@ -53,6 +53,14 @@ def test_warnings(members: tuple[Member, ...], profiles: tuple[Profile, ...], ex
     assert len(found) == len(expected)
     for words, part in zip(found, expected, strict=True):
         assert part in words
+
+
+def test_a_variant_that_drifted_is_a_warning_once() -> None:
+    drifted = Correction("m:1/onnx-fp32", "digest", 1000.0, 600.0, 0.61, 0.58, 0.64, drifted=True)
+    fine = Correction("m:1/torch-int8", "digest", 1000.0, 900.0, 0.9, 0.88, 0.92)
+
+    (found,) = drifts([drifted, drifted, fine])  # on two groups
+    assert found.startswith("m:1/onnx-fp32 has drifted: 60.0% of 1,000 labelled rows were right")
 
 
 class OneModel:
