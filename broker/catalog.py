@@ -110,6 +110,11 @@ class Catalog:
         """By ``variant@group``."""
         return self._profiles
 
+    @property
+    def corrections(self) -> dict[str, Correction]:
+        """By variant."""
+        return self._corrections
+
     # --- what the topics say --------------------------------------------------------------------------------------
 
     def put_model(self, key: str, model: ModelVersion | None) -> None:

@@ -2,37 +2,56 @@
 
 Owning the one partition of the plan topic in a consumer group of its own says who should lead; that is liveness
 only. Safety is the transactional id, the same for all: whoever opened it last can write, an older one is refused.
+
+The leader also writes down how variants live, for those who look and for the next broker that starts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, ProducerFenced
 
-from broker.planner import PlannedWorker, Planner
+from broker.catalog import Catalog
+from broker.conditions import Conditions
+from broker.planner import Planner, Situation
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
 from modelless.config import Config
+from modelless.errors import UnavailableError
+from modelless.fleet import FleetView
 from modelless.kafka import make_consumer, make_producer, raise_if_cancelled, stop_within
-from modelless.messages import ModelVersion, Plan, Profile
+from modelless.messages import Plan
 from modelless.topics import Topics
 
 _log = structlog.get_logger(__name__)
 
 PLAN_INTERVAL_MS = 500
 RETRY_S = 1.0
+WRITE_S_MAX = 10.0
 PLAN_KEY = b"plan"
+
+
+@dataclass(frozen=True, slots=True)
+class _Office:
+    """What a broker has while it leads."""
+
+    producer: AIOKafkaProducer
+    fleet: FleetView
+    planner: Planner
 
 
 class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
     """One broker's candidacy, and its planning while it leads.
 
     Args:
-        models, profiles, workers, plan: what is known now.
+        situation: what is to be planned for now, but for what brokers want, which the fleet's topic tells.
+        plan: the last one that was read.
     """
 
     def __init__(
@@ -40,13 +59,13 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         config: Config,
         name: str,
         clock: KafkaClock,
-        models: Callable[[], dict[str, ModelVersion]],
-        profiles: Callable[[], dict[str, Profile]],
-        workers: Callable[[], list[PlannedWorker]],
+        catalog: Catalog,
+        conditions: Conditions,
+        situation: Callable[[], Situation],
         plan: Callable[[], Plan | None],
     ) -> None:
         self._config, self._name, self._clock = config, name, clock
-        self._models, self._profiles, self._workers, self._plan = models, profiles, workers, plan
+        self._catalog, self._conditions, self._situation, self._plan = catalog, conditions, situation, plan
         self._topics = Topics(config.kafka.topic_prefix)
         self.leads = False
         self._written: Plan | None = None
@@ -72,7 +91,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._session()
             except ProducerFenced:
                 _log.warning("another broker leads")
-            except (KafkaError, OSError, TimeoutError, asyncio.CancelledError) as error:
+            except (KafkaError, OSError, TimeoutError, UnavailableError, asyncio.CancelledError) as error:
                 raise_if_cancelled(error)
                 _log.warning("planning failed, trying again", error=repr(error))
             self.leads = False
@@ -87,50 +106,71 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             auto_offset_reset="latest",  # ownership is all that we want; what is in the topic others read
         )
         consumer.subscribe(topics=[self._topics.plan], listener=self)
-        producer: AIOKafkaProducer | None = None
-        planner = Planner()
         try:
             await consumer.start()
             while True:
-                await consumer.getmany(timeout_ms=PLAN_INTERVAL_MS)  # a member that does not poll is thrown out
-                if not self.leads:
-                    if producer is not None:
-                        await stop_within(producer)
-                        producer = None
-                    continue
-                if producer is None:
-                    producer = await self._take_office()
-                    planner = Planner()
-                await self._write_next(planner, producer)
+                await self._wait(consumer)
+                if self.leads:
+                    async with self._in_office() as office:
+                        while self.leads:
+                            await self._write_plan(office)
+                            await self._write_conditions(office)
+                            await self._wait(consumer)
         finally:
             await stop_within(consumer)
-            if producer is not None:
-                await stop_within(producer)
 
-    async def _take_office(self) -> AIOKafkaProducer:
-        """A producer whose start fences whoever led before."""
+    async def _wait(self, consumer: AIOKafkaConsumer) -> None:
+        """For the next moment to plan; a member that does not poll meanwhile is thrown out."""
+        await consumer.getmany(timeout_ms=PLAN_INTERVAL_MS)
+
+    @asynccontextmanager
+    async def _in_office(self) -> AsyncIterator[_Office]:
+        """With a producer whose start fences whoever led before."""
         transactional_id = f"{self._topics.prefix}.planner"
         producer = make_producer(self._config, transactional_id=transactional_id, enable_idempotence=True)
-        await producer.start()
-        self._written = None
-        _log.info("leading")
-        return producer
+        fleet = FleetView(self._config, self._clock)
+        broker = self._config.broker
+        try:
+            await producer.start()
+            await fleet.start()
+            self._written = None
+            _log.info("leading")
+            yield _Office(producer, fleet, Planner(broker.accuracy_slack, broker.profile_age_s_max * 1000))
+        finally:
+            await stop_within(producer)
+            await fleet.stop()
 
-    async def _write_next(self, planner: Planner, producer: AIOKafkaProducer) -> None:
-        previous = self._latest()
-        now_ms = self._clock.now_ms()
-        plan = planner.plan(previous, self._models(), self._profiles(), self._workers(), self._name, now_ms)
+    async def _write_plan(self, office: _Office) -> None:
+        wants: dict[str, float] = {}
+        for member in office.fleet.brokers():
+            for key, rows_per_second in member.wants.items():
+                wants[key] = wants.get(key, 0.0) + rows_per_second
+        situation = replace(self._situation(), wants=wants)
+        plan = await asyncio.to_thread(
+            office.planner.plan, self._latest(), situation, self._name, self._clock.now_ms()
+        )  # beside the loop: it may take longer than a query has time for
         if plan is None:
             return
-        async with asyncio.timeout(10), producer.transaction():
-            await producer.send_and_wait(self._topics.plan, encode_record(plan), key=PLAN_KEY)
+        async with asyncio.timeout(WRITE_S_MAX), office.producer.transaction():
+            await office.producer.send_and_wait(self._topics.plan, encode_record(plan), key=PLAN_KEY)
         self._written = plan
         _log.info(
             "plan written",
             epoch=plan.epoch,
             load=sum(len(a.load) for a in plan.workers.values()),
-            measure=sum(len(a.measure) for a in plan.workers.values()),
+            measure=sum(len(a.measure) + len(a.outdated) for a in plan.workers.values()),
         )
+
+    async def _write_conditions(self, office: _Office) -> None:
+        due = self._conditions.unwritten(self._catalog.candidate, self._clock.now_ms())
+        if not due:
+            return
+        async with asyncio.timeout(WRITE_S_MAX), office.producer.transaction():
+            for key, condition in due.items():
+                value = encode_record(condition) if condition is not None else None
+                await office.producer.send(self._topics.profiles, value, key=f"condition/{key}".encode())
+        for key, condition in due.items():
+            self._conditions.heard(key, condition)
 
     def _latest(self) -> Plan | None:
         """The newest of what we wrote and what we read."""

@@ -1,19 +1,51 @@
 """The plan: what is loaded on which worker, and who measures what. The planner's pure part.
 
-For now the plan is "everything that fits": on each worker of a group, every variant that is measured and ready,
-newest versions of all models first, as long as the profiles' memory adds up to what the worker has. A variant that
-a group's workers can build and that has no valid profile there is measured by the group's first worker.
+**Loading.** Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth`
+says what that is), in five rounds: what is in use stays where it is; what is used or wanted goes everywhere; what is
+worth anything goes somewhere; then everywhere; and what is loaded for no reason stays while there is room for it. So
+what is in use is never evicted, and what is not goes only when something better needs its memory, or with its version.
+
+**Measuring.** What a group's workers can make and has no valid profile there is measured by one of them; the variants
+of one model by the same one, whose files it has. While nothing of a model is profiled, what is quickest made goes
+first. A profile that the living latency has left for good, or that is too old, is measured again: one at a time in a
+group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
-from modelless.messages import Assignment, ModelVersion, Plan, Profile
+from broker.worth import Item, Valued, Worth, answering, beaten_by, item, valued
+from modelless.labels import shadow_of
+from modelless.messages import (
+    Assignment,
+    Correction,
+    Labels,
+    ModelVersion,
+    Plan,
+    Profile,
+    split_variant,
+)
 
 ABSENCE_MS_MAX = 60_000.0
 """A worker that is gone for less keeps its assignment: it is expected back under the same name."""
+IN_USE_MS = 60_000.0
+"""What ran no longer ago is in use, and is not unloaded."""
+SETTLING_MS = 20_000.0
+"""Nor is what was put into the plan no longer ago."""
+WANTED_MS = 30_000.0
+"""A wish holds for so long."""
+REMEASURE_PERIOD_MS = 600_000.0
+"""No variant is measured again more often on one group."""
+REMEASURE_PATIENCE_MS = 300_000.0
+"""If it was not done by then, it is the next one's turn."""
+LOADED_MAX = 256
+"""Variants of one worker."""
+REASONS_MAX = 200
+QUICK_BUILDERS = ("emulated", "onnx-fp32", "torch-fp32", "torch-bf16", "torch-fp16", "torch-int8", "onnx-int8")
+"""By how quickly they make a variant; others come after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,72 +59,328 @@ class PlannedWorker:
     """(model format, builder) pairs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the planner goes by, all of one moment. Keys are ``variant@group`` unless it says otherwise."""
+
+    models: Mapping[str, ModelVersion]
+    """By ``name:version``."""
+    profiles: Mapping[str, Profile]
+    workers: Sequence[PlannedWorker]
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    """By the model's name."""
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    """By variant."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Rows a second of what ran lately."""
+    wants: Mapping[str, float] = field(default_factory=dict)
+    """Rows a second that brokers would like to send there."""
+    drifted: Set[str] = frozenset()
+    """Whose profile does not hold any more."""
+
+
 class Planner:
-    """Remembers when each worker was last seen; decides from scratch every time otherwise."""
+    """Remembers since when things are as they are; decides from scratch every time otherwise.
 
-    def __init__(self) -> None:
+    Args:
+        accuracy_slack: ``broker.accuracy_slack``.
+        profile_age_ms_max: a profile that is older is measured again; 0: none is.
+    """
+
+    def __init__(self, accuracy_slack: float = 0.02, profile_age_ms_max: float = 0.0) -> None:
+        self._accuracy_slack = accuracy_slack
+        self._profile_age_ms_max = profile_age_ms_max
         self._seen_ms: dict[str, float] = {}
+        self._stays_until_ms: dict[str, float] = {}
+        self._wants: dict[str, tuple[float, float]] = {}
+        self._asked_ms: dict[str, float] = {}
 
-    def plan(
-        self,
-        previous: Plan | None,
-        models: Mapping[str, ModelVersion],
-        profiles: Mapping[str, Profile],
-        workers: Sequence[PlannedWorker],
-        leader: str,
-        now_ms: float,
-    ) -> Plan | None:
+    def plan(self, previous: Plan | None, situation: Situation, leader: str, now_ms: float) -> Plan | None:
         """The next plan, or None while the previous one still says the same."""
-        assignments = self._absent(previous, workers, now_ms)
+        before = previous.workers if previous is not None else {}
+        self._remember(before, situation, now_ms)
+        groups: dict[str, list[PlannedWorker]] = defaultdict(list)
+        for worker in sorted(situation.workers, key=lambda worker: worker.name):
+            groups[worker.group].append(worker)
+        ready = {
+            model.key
+            for profile in situation.profiles.values()
+            if (model := situation.models.get(split_variant(profile.variant)[0])) is not None
+            and _is_ready(profile, model)
+        }
+        shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
+        default, besides = answering(situation.models.values(), ready, situation.labels)
+        assignments = self._absent(before, situation.workers, now_ms)
         reasons: list[str] = []
-        order = sorted(models.values(), key=lambda m: (-m.registered_ms, m.name))
-        newest = {model.name: max(m.version for m in order if m.name == model.name) for model in order}
-        order.sort(key=lambda m: newest[m.name] - m.version)
-        measuring: set[str] = set()
-        for worker in sorted(workers, key=lambda w: w.name):
-            load, measure = _assign(worker, order, profiles, measuring, reasons)
-            assignments[worker.name] = Assignment(tuple(load), tuple(measure))
+        for name, workers in sorted(groups.items()):
+            group = _Group(name, workers, situation, before)
+            used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
+            ran = used & situation.rates.keys()
+            wants = {f"{variant}@{name}": 0.0 for variant in shadows}
+            wants.update({key: rate for key, (rate, _) in self._wants.items()})
+            values = valued(group.items, default, besides, ran, wants, self._accuracy_slack)
+            load = _place(group, values, used)
+            measure = _spread(group, default)
+            outdated = self._outdated(group, measure, now_ms)
+            for worker in workers:
+                assignments[worker.name] = Assignment(
+                    _in_order(load[worker.name], before.get(worker.name)),
+                    tuple(measure[worker.name]),
+                    outdated.get(worker.name, {}),
+                )
+            reasons += _reasons(group, values, load, default | besides)
         if previous is not None and previous.workers == assignments and previous.leader == leader:
             return None
+        self._settle(before, assignments, situation, now_ms)
+        if len(reasons) > REASONS_MAX:
+            reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
         return Plan(epoch, leader, now_ms, assignments, tuple(reasons))
 
-    def _absent(self, previous: Plan | None, workers: Sequence[PlannedWorker], now_ms: float) -> dict[str, Assignment]:
+    def _remember(self, before: Mapping[str, Assignment], situation: Situation, now_ms: float) -> None:
+        """What is used and wanted now, for a while; a plan of somebody else's is taken to be in use."""
+        group_of = {worker.name: worker.group for worker in situation.workers}
+        for name, assignment in before.items():
+            for variant in assignment.load if name in group_of else ():
+                self._stays_until_ms.setdefault(f"{variant}@{group_of[name]}", now_ms + IN_USE_MS)
+            for variant in assignment.outdated if name in group_of else ():
+                self._asked_ms.setdefault(f"{variant}@{group_of[name]}", now_ms)
+        self._stays_until_ms.update(dict.fromkeys(situation.rates, now_ms + IN_USE_MS))
+        self._wants.update({key: (rate, now_ms + WANTED_MS) for key, rate in situation.wants.items()})
+        self._wants = {key: (rate, until_ms) for key, (rate, until_ms) in self._wants.items() if until_ms > now_ms}
+
+    def _settle(
+        self,
+        before: Mapping[str, Assignment],
+        after: Mapping[str, Assignment],
+        situation: Situation,
+        now_ms: float,
+    ) -> None:
+        """What was put into the plan just now gets time to be of use; what is gone is forgotten."""
+        planned = set()
+        for worker in situation.workers:
+            known = before.get(worker.name, Assignment()).load
+            for variant in after[worker.name].load:
+                key = f"{variant}@{worker.group}"
+                planned.add(key)
+                if variant not in known:
+                    until_ms = max(now_ms + SETTLING_MS, self._stays_until_ms.get(key, 0.0))
+                    self._stays_until_ms[key] = until_ms
+        self._stays_until_ms = {
+            key: until_ms for key, until_ms in self._stays_until_ms.items() if key in planned or until_ms > now_ms
+        }
+        self._asked_ms = {key: ms for key, ms in self._asked_ms.items() if key in situation.profiles}
+
+    def _absent(
+        self, before: Mapping[str, Assignment], workers: Sequence[PlannedWorker], now_ms: float
+    ) -> dict[str, Assignment]:
         """Assignments of workers that left a moment ago."""
         for worker in workers:
             self._seen_ms[worker.name] = now_ms
         kept = {}
-        for name, assignment in (previous.workers if previous is not None else {}).items():
+        for name, assignment in before.items():
             if now_ms - self._seen_ms.setdefault(name, now_ms) < ABSENCE_MS_MAX:
                 kept[name] = Assignment(assignment.load)
+        self._seen_ms = {name: ms for name, ms in self._seen_ms.items() if now_ms - ms < ABSENCE_MS_MAX}
         return kept
 
+    def _outdated(
+        self, group: _Group, measure: Mapping[str, Sequence[str]], now_ms: float
+    ) -> dict[str, dict[str, float]]:
+        """At most one of the group: who measures which variant again, unless there is something new to measure."""
+        if any(measure.values()):
+            return {}
+        for worker in group.workers:  # what was asked for, until it is done
+            for variant, measured_ms in group.before(worker).outdated.items():
+                key = f"{variant}@{group.name}"
+                profile = group.profiles.get(key)
+                is_open = profile is not None and profile.measured_ms <= measured_ms
+                if is_open and now_ms - self._asked_ms.get(key, now_ms) < REMEASURE_PATIENCE_MS:
+                    return {worker.name: {variant: measured_ms}}
+        due = [
+            profile
+            for key, profile in group.current()
+            if (key in group.drifted or 0 < self._profile_age_ms_max <= now_ms - profile.measured_ms)
+            and now_ms - max(profile.measured_ms, self._asked_ms.get(key, -REMEASURE_PERIOD_MS)) >= REMEASURE_PERIOD_MS
+        ]
+        for profile in sorted(due, key=lambda p: (p.key not in group.drifted, p.measured_ms, p.variant)):
+            for worker in group.workers:
+                if profile.variant in group.makes[worker.name]:
+                    self._asked_ms[profile.key] = now_ms
+                    return {worker.name: {profile.variant: profile.measured_ms}}
+        return {}
 
-def _assign(
-    worker: PlannedWorker,
-    models: Sequence[ModelVersion],
-    profiles: Mapping[str, Profile],
-    measuring: set[str],
-    reasons: list[str],
-) -> tuple[list[str], list[str]]:
-    """(to load, to measure) for one worker; ``measuring`` and ``reasons`` are added to."""
-    load: list[str] = []
-    measure: list[str] = []
-    free_bytes = worker.memory_bytes_max
-    for model in models:
-        for variant in variants(model, worker.builders):
-            key = f"{variant}@{worker.group}"
-            profile = profiles.get(key)
-            if profile is None or profile.digest != model.digest:
-                if key not in measuring:
-                    measuring.add(key)
-                    measure.append(variant)
-            elif profile.status == "ready" and profile.memory_bytes <= free_bytes:
-                free_bytes -= profile.memory_bytes
-                load.append(variant)
-            elif profile.status == "ready":
-                reasons.append(f"{variant} does not fit on {worker.name}: it needs {profile.memory_bytes >> 20} MiB")
-    return load, measure
+
+class _Group:
+    """One group's part of the situation."""
+
+    def __init__(
+        self,
+        name: str,
+        workers: Sequence[PlannedWorker],
+        situation: Situation,
+        before: Mapping[str, Assignment],
+    ) -> None:
+        self.name, self.workers = name, workers
+        self.models, self.profiles, self.drifted = situation.models, situation.profiles, situation.drifted
+        self._before = before
+        by_builders = {
+            worker.builders: {v: model for model in self.models.values() for v in variants(model, worker.builders)}
+            for worker in workers
+        }
+        self.makes = {worker.name: by_builders[worker.builders] for worker in workers}
+        """Variants that each worker can make, and their models."""
+        self.made = {variant: model for known in by_builders.values() for variant, model in known.items()}
+        self.items = [
+            item(profile, self.made[profile.variant], situation.corrections.get(profile.variant))
+            for _, profile in self.current()
+            if profile.status == "ready" and profile.batches
+        ]
+
+    def before(self, worker: PlannedWorker) -> Assignment:
+        return self._before.get(worker.name, Assignment())
+
+    def current(self) -> Iterable[tuple[str, Profile]]:
+        """Profiles of what can be made here, of the models as they are now, by ``variant@group``."""
+        for variant, model in self.made.items():
+            profile = self.profiles.get(f"{variant}@{self.name}")
+            if profile is not None and profile.digest == model.digest:
+                yield profile.key, profile
+
+
+def _place(group: _Group, values: Sequence[Valued], used: Set[str]) -> dict[str, list[str]]:
+    """What each worker loads, the most valuable first. See the module for the rounds."""
+    load: dict[str, dict[str, Valued]] = {worker.name: {} for worker in group.workers}
+    free_bytes = {worker.name: worker.memory_bytes_max for worker in group.workers}
+    before = {worker.name: set(group.before(worker).load) for worker in group.workers}
+    copies: dict[str, int] = defaultdict(int)
+
+    def put(worker: str, value: Valued) -> bool:
+        of = value.item
+        known = load[worker]
+        if of.variant in known or of.memory_bytes > free_bytes[worker] or of.variant not in group.makes[worker]:
+            return False
+        if len(known) == LOADED_MAX:
+            return False
+        known[of.variant] = value
+        free_bytes[worker] -= of.memory_bytes
+        copies[of.variant] += 1
+        return True
+
+    worthy = [value for value in values if value.worth is not Worth.NOTHING]
+    for value in values:
+        if value.item.key in used:
+            for worker in load:
+                if value.item.variant in before[worker]:
+                    put(worker, value)
+    for value in worthy:
+        if value.worth <= Worth.WANTED:
+            for worker in load:
+                put(worker, value)
+    for value in worthy:
+        if not copies[value.item.variant]:
+            variant = value.item.variant
+            any(put(w, value) for w in sorted(load, key=lambda w: (variant not in before[w], -free_bytes[w], w)))
+    for value in worthy:
+        for worker in load:
+            put(worker, value)
+    for value in values:
+        for worker in load:
+            if value.item.variant in before[worker]:
+                put(worker, value)
+    return {
+        worker: [
+            value.item.variant for value in sorted(known.values(), key=lambda v: (v.worth, v.rank, v.item.variant))
+        ]
+        for worker, known in load.items()
+    }
+
+
+def _spread(group: _Group, default: Set[str]) -> dict[str, list[str]]:
+    """What each worker measures, in this order. What a worker was told to measure it goes on with."""
+    profiled, missing = set(), []
+    for variant, model in group.made.items():
+        profile = group.profiles.get(f"{variant}@{group.name}")
+        if profile is None or profile.digest != model.digest:
+            missing.append(variant)
+        elif profile.status == "ready":
+            profiled.add(model.key)
+    told = {variant: worker.name for worker in group.workers for variant in group.before(worker).measure}
+    measure: dict[str, list[str]] = {worker.name: [] for worker in group.workers}
+    helper: dict[str, str] = {}
+    for variant in missing:
+        if variant in group.makes.get(told.get(variant, ""), {}):
+            measure[told[variant]].append(variant)
+            helper[group.made[variant].key] = told[variant]
+    urgency = _urgency(missing, group.made, profiled, default)
+    for variant in sorted(missing, key=lambda variant: urgency[variant]):
+        if variant in group.makes.get(told.get(variant, ""), {}):
+            continue
+        key = group.made[variant].key
+        if variant not in group.makes.get(helper.get(key, ""), {}):
+            able = [worker for worker in measure if variant in group.makes[worker]]
+            helper[key] = min(able, key=lambda worker: (len(measure[worker]), worker))
+        measure[helper[key]].append(variant)
+    return {worker: sorted(known, key=lambda variant: urgency[variant]) for worker, known in measure.items()}
+
+
+def _urgency(
+    missing: Sequence[str], made: Mapping[str, ModelVersion], profiled: Set[str], default: Set[str]
+) -> dict[str, tuple[bool, bool, float, str, int, str]]:
+    """A sort key: the quickest of models of which nothing is profiled, then model by model, the newest first."""
+
+    def quickness(variant: str) -> int:
+        builder = split_variant(variant)[1].partition(".")[0]
+        return QUICK_BUILDERS.index(builder) if builder in QUICK_BUILDERS else len(QUICK_BUILDERS)
+
+    first: dict[str, str] = {}
+    for variant in sorted(missing, key=lambda variant: (quickness(variant), variant)):
+        first.setdefault(made[variant].key, variant)
+    return {
+        variant: (
+            (model := made[variant]).key in profiled or first[model.key] != variant,
+            model.key not in default,
+            -model.registered_ms,
+            model.key,
+            quickness(variant),
+            variant,
+        )
+        for variant in missing
+    }
+
+
+def _reasons(
+    group: _Group, values: Sequence[Valued], load: Mapping[str, Sequence[str]], served: Set[str]
+) -> Iterable[str]:
+    """Why what could be loaded is not, in words for an operator."""
+    loaded = {variant for known in load.values() for variant in known}
+    siblings: dict[str, list[Item]] = defaultdict(list)
+    for value in values:
+        if value.worth is not Worth.NOTHING:
+            siblings[value.item.model.key].append(value.item)
+    for value in values:
+        of = value.item
+        if of.variant in loaded:
+            continue
+        if value.worth is not Worth.NOTHING:
+            wish = "is wanted and" if value.worth is Worth.WANTED else ""
+            need = f"it needs {of.memory_bytes >> 20} MiB beside what is more valuable or in use"
+            yield f"{of.variant} {wish} does not fit on {group.name}: {need}".replace("  ", " ")
+        elif of.model.key not in served:
+            yield f"{of.variant} is not loaded on {group.name}: another version of {of.model.name} answers"
+        else:
+            yield f"{of.variant} is not loaded on {group.name}: {beaten_by(of, siblings[of.model.key])}"
+
+
+def _in_order(load: Sequence[str], before: Assignment | None) -> tuple[str, ...]:
+    """The order of loading is no reason for a new plan."""
+    if before is not None and set(before.load) == set(load):
+        return before.load
+    return tuple(load)
+
+
+def _is_ready(profile: Profile, model: ModelVersion) -> bool:
+    return profile.status == "ready" and bool(profile.batches) and profile.digest == model.digest
 
 
 def variants(model: ModelVersion, builders: Sequence[tuple[str, str]]) -> list[str]:

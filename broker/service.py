@@ -28,7 +28,7 @@ from broker.leader import Leader
 from broker.ledger import Entry, Source
 from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
-from broker.planner import PlannedWorker
+from broker.planner import PlannedWorker, Situation
 from broker.reader import QueryReader
 from modelless import frames, messages
 from modelless.catalog import read_condition, read_correction, read_model, read_profile
@@ -86,9 +86,9 @@ class Broker:
             config,
             name,
             self._clock,
-            lambda: self._core.catalog.models,
-            lambda: self._core.catalog.profiles,
-            self._planned_workers,
+            self._core.catalog,
+            self._core.conditions,
+            self._situation,
             lambda: self._plan,
         )
         self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)
@@ -359,12 +359,21 @@ class Broker:
             _log.warning("worker lost", worker=worker.name, reason=reason)
             self.kick()
 
-    def _planned_workers(self) -> list[PlannedWorker]:
-        return [
-            PlannedWorker(worker.name, worker.group, worker.memory_bytes_max, worker.builders)
-            for worker in self._core.workers()
-            if not worker.draining
-        ]
+    def _situation(self) -> Situation:
+        """What there is to plan for, as copies: the planner works beside the loop."""
+        now_ms, catalog, conditions = self._clock.now_ms(), self._core.catalog, self._core.conditions
+        return Situation(
+            dict(catalog.models),
+            dict(catalog.profiles),
+            [
+                PlannedWorker(worker.name, worker.group, worker.memory_bytes_max, worker.builders)
+                for worker in self._core.workers()
+                if not worker.draining
+            ],
+            corrections=dict(catalog.corrections),
+            rates=conditions.rows_per_second(now_ms),
+            drifted=conditions.drifted(now_ms),
+        )
 
     # --- the pump -------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ PURE = frozenset(
         "broker.selector",
         "broker.statistics",
         "broker.tally",
+        "broker.worth",
         "modelless.accuracy",
         "modelless.client_core",
         "modelless.codec",

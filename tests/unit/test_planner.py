@@ -1,94 +1,427 @@
-"""The planner: everything that fits, measured once per group, and no new plan for nothing."""
+"""The planner: the most valuable that fits, nothing in use evicted, measured once per group, no plan for nothing."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
-from broker_builders import model, profile
+import pytest
+from broker_builders import model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from broker.planner import ABSENCE_MS_MAX, PlannedWorker, Planner, variants
-from modelless.messages import Assignment, ModelVersion, Plan, Profile
+from broker.planner import (
+    ABSENCE_MS_MAX,
+    IN_USE_MS,
+    LOADED_MAX,
+    REASONS_MAX,
+    REMEASURE_PATIENCE_MS,
+    REMEASURE_PERIOD_MS,
+    SETTLING_MS,
+    WANTED_MS,
+    PlannedWorker,
+    Planner,
+    Situation,
+    variants,
+)
+from modelless.messages import Assignment, BatchTime, Correction, Labels, ModelVersion, Plan, Profile
 
 MIB = 1 << 20
+BUILDERS = (("onnx", "onnx-fp32"), ("onnx", "onnx-int8"), ("onnx", "openvino-fp32"), ("safetensors", "torch-fp32"))
 
 
-def worker(name: str = "cpu-0", group: str = "cpu", memory_mb: int = 100) -> PlannedWorker:
-    return PlannedWorker(name, group, memory_mb * MIB, (("onnx", "onnx-fp32"), ("safetensors", "torch-fp32")))
+def worker(
+    name: str = "cpu-0", group: str = "cpu", memory_mb: int = 100, builders: tuple[tuple[str, str], ...] = BUILDERS[:1]
+) -> PlannedWorker:
+    return PlannedWorker(name, group, memory_mb * MIB, builders)
 
 
-def plan(
-    models: list[ModelVersion],
-    profiles: list[Profile],
-    workers: list[PlannedWorker],
-    previous: Plan | None = None,
-    planner: Planner | None = None,
-    now_ms: float = 0.0,
-) -> Plan | None:
-    return (planner or Planner()).plan(
-        previous, {m.key: m for m in models}, {p.key: p for p in profiles}, workers, "broker-0", now_ms
+def ready(
+    of: ModelVersion,
+    memory_mb: int = 10,
+    group: str = "cpu",
+    builder: str = "onnx-fp32",
+    accuracy: float = 0.9,
+    ms: float = 10.0,
+    price: float = 1.0,
+    measured_ms: float = 0.0,
+) -> Profile:
+    return Profile(
+        f"{of.key}/{builder}",
+        group,
+        "ready",
+        of.digest,
+        memory_bytes=memory_mb * MIB,
+        accuracy_low=accuracy,
+        batches=(BatchTime(1, ms, 2 * ms),),
+        price_per_hour=price,
+        measured_ms=measured_ms,
     )
 
 
-def ready(of: ModelVersion, memory_mb: int = 10, group: str = "cpu") -> Profile:
-    return replace(profile(of, group), memory_bytes=memory_mb * MIB)
+class Play:
+    """A planner in the course of time: what it was told last stays, and its plan is what it goes on from."""
+
+    def __init__(self, models: list[ModelVersion], profiles: list[Profile], workers: list[PlannedWorker]) -> None:
+        self.situation = Situation({m.key: m for m in models}, {p.key: p for p in profiles}, workers)
+        self.planner = Planner()
+        self.plan: Plan | None = None
+
+    def next(self, now_ms: float = 0.0, **changes: Any) -> dict[str, Assignment]:
+        """The assignments once ``changes`` are known."""
+        self.situation = replace(self.situation, **changes)
+        self.plan = self.planner.plan(self.plan, self.situation, "broker-0", now_ms) or self.plan
+        assert self.plan is not None
+        return dict(self.plan.workers)
+
+    def loaded(self, now_ms: float = 0.0, of: str = "cpu-0", **changes: Any) -> set[str]:
+        return set(self.next(now_ms, **changes)[of].load)
+
+    def profiled(self, *profiles: Profile) -> dict[str, Profile]:
+        return {**self.situation.profiles, **{p.key: p for p in profiles}}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def test_what_has_no_profile_is_measured_by_one_worker_of_each_group() -> None:
-    made = plan([model()], [], [worker("cpu-1"), worker("cpu-0"), worker("gpu-0", "gpu")])
-    assert made is not None
-    assert (made.epoch, made.leader) == (1, "broker-0")
+    play = Play([model()], [], [worker("cpu-1"), worker("cpu-0"), worker("gpu-0", "gpu")])
     measure = Assignment(measure=("m:1/onnx-fp32",))
-    assert made.workers == {"cpu-0": measure, "cpu-1": Assignment(), "gpu-0": measure}
+    assert play.next() == {"cpu-0": measure, "cpu-1": Assignment(), "gpu-0": measure}
+    assert play.plan is not None
+    assert (play.plan.epoch, play.plan.leader) == (1, "broker-0")
 
 
 def test_a_profile_of_another_digest_is_measured_again_and_a_failed_one_is_not() -> None:
     stale, failed = replace(ready(model("a")), digest="x"), replace(ready(model("b")), status="failed")
-    made = plan([model("a"), model("b")], [stale, failed], [worker()])
-    assert made is not None
-    assert made.workers["cpu-0"] == Assignment(measure=("a:1/onnx-fp32",))
+    play = Play([model("a"), model("b")], [stale, failed], [worker()])
+    assert play.next()["cpu-0"] == Assignment(measure=("a:1/onnx-fp32",))
 
 
-def test_everything_that_fits_is_loaded_newest_versions_first() -> None:
-    models = [model("a"), model("a", 2), model("b")]
-    made = plan(models, [ready(m, 40) for m in models], [worker()])
-    assert made is not None
-    assert made.workers["cpu-0"].load == ("a:2/onnx-fp32", "b:1/onnx-fp32")
-    assert made.reasons == ("a:1/onnx-fp32 does not fit on cpu-0: it needs 40 MiB",)
+def test_models_are_spread_over_the_workers_and_stay_where_they_are_measured() -> None:
+    models = [model(name) for name in "abc"]
+    both = [worker("cpu-0", builders=BUILDERS), worker("cpu-1", builders=BUILDERS)]
+    play = Play(models, [], both)
+    first = {name: assignment.measure for name, assignment in play.next().items()}
+    assert sorted(len(measure) for measure in first.values()) == [3, 6], "the variants of one model by one worker"
+    assert {v[0] for v in first["cpu-0"]} & {v[0] for v in first["cpu-1"]} == set()
+    measured = first["cpu-0"][0]
+    done = ready(model(measured[0]), builder=measured.partition("/")[2])
+    later = play.next(profiles={done.key: done}, models={m.key: m for m in [*models, model("d")]})
+    for name in first:
+        assert set(first[name]) - {measured} <= set(later[name].measure), "nobody takes over what somebody else does"
 
 
-def test_a_small_one_behind_a_large_one_still_fits() -> None:
-    models = [model("a"), model("b")]
-    made = plan(models, [ready(models[0], 200), ready(models[1], 10)], [worker()])
-    assert made is not None
-    assert made.workers["cpu-0"].load == ("b:1/onnx-fp32",)
+def test_the_quickest_of_a_new_model_goes_first_then_model_by_model() -> None:
+    models = [replace(model("a"), registered_ms=1), replace(model("b"), registered_ms=2)]
+    play = Play(models, [], [worker(builders=BUILDERS[2::-1])])
+    order = play.next()["cpu-0"].measure
+    assert order[:2] == ("b:1/onnx-fp32", "a:1/onnx-fp32")
+    assert order[2:] == ("b:1/onnx-int8", "b:1/openvino-fp32", "a:1/onnx-int8", "a:1/openvino-fp32")
 
 
-def test_there_is_no_new_plan_while_the_old_one_says_the_same() -> None:
-    first = plan([model()], [ready(model())], [worker()])
-    assert first is not None
-    assert plan([model()], [ready(model())], [worker()], first) is None
-    assert plan([model()], [ready(model())], [worker()], replace(first, leader="another")) is not None
-    more = plan([model(), model("b")], [ready(model())], [worker()], first)
-    assert more is not None
-    assert more.epoch == 2
-
-
-def test_a_worker_that_left_a_moment_ago_keeps_what_it_loads_but_somebody_else_measures() -> None:
-    planner = Planner()
-    both = [worker("cpu-0"), worker("cpu-1")]
-    first = plan([model(), model("b")], [ready(model())], both, planner=planner)
-    assert first is not None
-    assert first.workers["cpu-0"] == Assignment(("m:1/onnx-fp32",), ("b:1/onnx-fp32",))
-    second = plan([model(), model("b")], [ready(model())], both[1:], first, planner, 1000)
-    assert second is not None
-    assert second.workers["cpu-0"] == Assignment(("m:1/onnx-fp32",))
-    assert second.workers["cpu-1"].measure == ("b:1/onnx-fp32",)
-    third = plan([model(), model("b")], [ready(model())], both[1:], second, planner, ABSENCE_MS_MAX)
-    assert third is not None
-    assert list(third.workers) == ["cpu-1"]
+def test_only_who_can_make_it_measures_it() -> None:
+    both = [worker("cpu-0", builders=BUILDERS[:1]), worker("cpu-1", builders=BUILDERS[:3])]
+    plan = Play([model()], [], both).next()
+    assert plan["cpu-0"].measure == ("m:1/onnx-fp32",)
+    assert set(plan["cpu-1"].measure) == {"m:1/onnx-int8", "m:1/openvino-fp32"}
 
 
 def test_every_exit_is_a_variant() -> None:
     pairs = (("safetensors", "torch-fp32"), ("onnx", "onnx-fp32"))
     names = variants(replace(model(), format="safetensors", exits=3), pairs)
     assert names == ["m:1/torch-fp32", "m:1/torch-fp32.exit1", "m:1/torch-fp32.exit2"]
+
+
+LATER_MS = 2 * REMEASURE_PERIOD_MS
+
+
+def test_what_has_drifted_is_measured_again_one_at_a_time_and_not_too_often() -> None:
+    models = [model("a"), model("b")]
+    play = Play(models, [ready(m) for m in models], [worker("cpu-0"), worker("cpu-1")])
+    drifted = frozenset({"a:1/onnx-fp32@cpu", "b:1/onnx-fp32@cpu"})
+
+    def asked(now_ms: float, **changes: Any) -> list[dict[str, float]]:
+        return [dict(a.outdated) for a in play.next(now_ms, **changes).values() if a.outdated]
+
+    assert asked(REMEASURE_PERIOD_MS / 2, drifted=drifted) == [], "measured a moment ago"
+    assert asked(LATER_MS) == [{"a:1/onnx-fp32": 0.0}]
+    assert asked(LATER_MS + 1000) == [{"a:1/onnx-fp32": 0.0}]
+    done = replace(ready(models[0]), measured_ms=LATER_MS + 2000)
+    assert asked(LATER_MS + 3000, profiles=play.profiled(done)) == [{"b:1/onnx-fp32": 0.0}]
+    assert asked(LATER_MS + 3000 + REMEASURE_PATIENCE_MS) == [], "it was not done; not asked again before long"
+    assert asked(LATER_MS + 3000 + REMEASURE_PERIOD_MS) == [{"b:1/onnx-fp32": 0.0}], "the oldest profile first"
+
+
+def test_what_is_new_is_measured_before_what_is_outdated() -> None:
+    play = Play([model("a")], [ready(model("a"))], [worker()])
+    drifted = frozenset({"a:1/onnx-fp32@cpu"})
+    assert play.next(LATER_MS, drifted=drifted)["cpu-0"].outdated
+    new = play.next(LATER_MS + 1, models={m.key: m for m in (model("a"), model("b"))})["cpu-0"]
+    assert (new.measure, new.outdated) == (("b:1/onnx-fp32",), {})
+
+
+def test_an_old_profile_is_measured_again_where_an_age_is_configured() -> None:
+    old = Play([model()], [ready(model())], [worker()])
+    assert not old.next(LATER_MS)["cpu-0"].outdated
+    old.planner = Planner(profile_age_ms_max=LATER_MS)
+    assert not old.next(LATER_MS - 1)["cpu-0"].outdated
+    assert old.next(LATER_MS)["cpu-0"].outdated == {"m:1/onnx-fp32": 0.0}
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_answers_is_loaded_and_an_older_version_is_not() -> None:
+    models = [model("a"), model("a", 2), model("b")]
+    play = Play(models, [ready(m, 40) for m in models], [worker()])
+    assert play.loaded() == {"a:2/onnx-fp32", "b:1/onnx-fp32"}
+    assert play.plan is not None
+    assert play.plan.reasons == ("a:1/onnx-fp32 is not loaded on cpu: another version of a answers",)
+
+
+def test_a_version_answers_until_a_newer_one_is_measured_and_as_labels_say() -> None:
+    old, new = model("a"), model("a", 2)
+    play = Play([old, new], [ready(old)], [worker(builders=BUILDERS[:2])])
+    assert play.loaded() == {"a:1/onnx-fp32"}
+    fresh = Play([old, new], [ready(old), ready(new), ready(old, builder="onnx-int8")], [worker(builders=BUILDERS[:2])])
+    assert fresh.loaded(labels={"a": Labels("a", stable=1, canary=2, canary_weight=0.1)}) >= {
+        "a:1/onnx-fp32",
+        "a:2/onnx-fp32",
+    }
+    shadowed = Play([old, new], [ready(old, accuracy=0.8), ready(new)], [worker(builders=BUILDERS[:2])])
+    assert shadowed.loaded(labels={"a": Labels("a", shadow="a:1/onnx-fp32")}) == {"a:1/onnx-fp32", "a:2/onnx-fp32"}
+
+
+def test_a_small_one_behind_a_large_one_still_fits() -> None:
+    models = [model("a"), model("b")]
+    play = Play(models, [ready(models[0], 200), ready(models[1], 10)], [worker()])
+    assert play.loaded() == {"b:1/onnx-fp32"}
+    assert play.plan is not None
+    (reason,) = play.plan.reasons
+    assert reason.startswith("a:1/onnx-fp32 does not fit on cpu: it needs 200 MiB")
+
+
+def test_a_variant_that_another_of_its_model_beats_is_not_loaded_and_the_reason_says_so() -> None:
+    profiles = [
+        ready(model()),
+        ready(model(), builder="onnx-int8", accuracy=0.89, ms=12),
+        ready(model(), builder="openvino-fp32", accuracy=0.85, ms=4),
+    ]
+    play = Play([model()], profiles, [worker(builders=BUILDERS)])
+    assert play.loaded() == {"m:1/onnx-fp32", "m:1/openvino-fp32"}
+    assert play.plan is not None
+    assert play.plan.reasons == (
+        "m:1/onnx-int8 is not loaded on cpu: m:1/onnx-fp32 is more accurate, faster and cheaper",
+    )
+
+
+def test_what_labels_of_answers_say_counts_more_than_the_profile() -> None:
+    profiles = [ready(model()), ready(model(), builder="onnx-int8", accuracy=0.89, ms=12)]
+    correction = Correction("m:1/onnx-fp32", model().digest, 100, 80, 0.8, 0.75, 0.85)
+    play = Play([model()], profiles, [worker(builders=BUILDERS)])
+    assert play.loaded(corrections={"m:1/onnx-fp32": correction}) == {"m:1/onnx-fp32", "m:1/onnx-int8"}
+
+
+def test_every_model_has_something_loaded_before_any_has_everything() -> None:
+    """A model that another one beats in everything is asked for by name all the same."""
+    weak, strong = model("weak"), model("strong")
+    profiles = [ready(weak, 30, accuracy=0.5, ms=50)]
+    profiles += [
+        ready(strong, 30, builder=name, accuracy=0.9 + n / 100, ms=10.0 + n) for n, (_, name) in enumerate(BUILDERS[:3])
+    ]
+    play = Play([weak, strong], profiles, [worker(builders=BUILDERS)])
+    assert play.loaded() == {"weak:1/onnx-fp32", "strong:1/onnx-fp32", "strong:1/openvino-fp32"}
+
+
+def test_with_little_memory_a_group_holds_more_before_it_holds_anything_twice() -> None:
+    models = [model("a"), model("b"), model("c")]
+    play = Play(models, [ready(m, 60) for m in models], [worker("cpu-0"), worker("cpu-1")])
+    plan = play.next()
+    assert len(plan["cpu-0"].load) == len(plan["cpu-1"].load) == 1
+    assert plan["cpu-0"].load != plan["cpu-1"].load
+    both = Play(models[:1], [ready(models[0], 60)], [worker("cpu-0"), worker("cpu-1")]).next()
+    assert both["cpu-0"].load == both["cpu-1"].load == ("a:1/onnx-fp32",)
+
+
+def test_what_is_wanted_is_loaded_for_a_while_in_the_place_of_what_is_idle() -> None:
+    models = [model("a"), model("b"), model("c")]
+    play = Play(models, [ready(m, 40) for m in models], [worker()])
+    assert play.loaded() == {"a:1/onnx-fp32", "b:1/onnx-fp32"}
+    wants = {"c:1/onnx-fp32@cpu": 5.0}
+    assert play.loaded(1000, wants=wants) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}, "what was just loaded gets its chance"
+    assert "c:1/onnx-fp32" in play.loaded(SETTLING_MS + 1000, wants=wants)
+    kept = play.loaded(SETTLING_MS + 1000 + WANTED_MS - 1, wants={})
+    assert "c:1/onnx-fp32" in kept
+
+
+def test_nothing_in_use_is_evicted_for_what_is_wanted() -> None:
+    models = [model("a"), model("b"), model("c")]
+    play = Play(models, [ready(m, 40) for m in models], [worker()])
+    used = {"a:1/onnx-fp32@cpu": 3.0, "b:1/onnx-fp32@cpu": 0.5}
+    assert play.loaded(rates=used) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}
+    now_ms = 10 * IN_USE_MS
+    wants = {"c:1/onnx-fp32@cpu": 100.0}
+    assert play.loaded(now_ms, wants=wants) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}
+    assert play.loaded(now_ms + IN_USE_MS - 1, rates={}) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}, "it ran a moment ago"
+    assert play.loaded(now_ms + IN_USE_MS, rates={"a:1/onnx-fp32@cpu": 3.0}) == {"a:1/onnx-fp32", "c:1/onnx-fp32"}
+    assert play.plan is not None
+    assert play.plan.reasons[0].startswith("b:1/onnx-fp32 does not fit on cpu")
+
+
+def test_what_is_loaded_and_beaten_or_old_stays_until_its_memory_is_needed_or_it_is_gone() -> None:
+    old, new = model("a"), model("a", 2)
+    play = Play([old], [ready(old, 40)], [worker()])
+    play.next()
+    later_ms = 10 * IN_USE_MS
+    models, profiles = {m.key: m for m in (old, new)}, play.profiled(ready(new, 40))
+    assert play.loaded(later_ms, models=models, profiles=profiles) == {"a:1/onnx-fp32", "a:2/onnx-fp32"}
+    other = model("b")
+    models, profiles = {**models, other.key: other}, play.profiled(ready(other, 40))
+    assert play.loaded(2 * later_ms, models=models, profiles=profiles) == {"a:2/onnx-fp32", "b:1/onnx-fp32"}
+    assert play.loaded(3 * later_ms, models={new.key: new}) == {"a:2/onnx-fp32"}
+
+
+def test_a_new_leader_takes_what_is_loaded_to_be_in_use() -> None:
+    models = [model("a"), model("b"), model("c")]
+    first = Play(models, [ready(m, 40) for m in models], [worker()])
+    first.next(rates={"b:1/onnx-fp32@cpu": 3.0}, wants={"c:1/onnx-fp32@cpu": 1.0})
+    second = Play(models, [ready(m, 40) for m in models], [worker()])
+    second.plan = first.plan
+    assert second.loaded(5000) == {"b:1/onnx-fp32", "c:1/onnx-fp32"}
+    assert second.loaded(5000 + IN_USE_MS) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}
+
+
+def test_there_is_no_new_plan_while_the_old_one_says_the_same() -> None:
+    situation = Situation({"m:1": model()}, {ready(model()).key: ready(model())}, [worker()])
+    planner = Planner()
+    first = planner.plan(None, situation, "broker-0", 0)
+    assert first is not None
+    assert planner.plan(first, situation, "broker-0", 500) is None
+    another = planner.plan(first, situation, "broker-1", 500)
+    assert another is not None
+    assert (another.epoch, another.leader) == (2, "broker-1")
+    assert planner.plan(first, replace(situation, models={"m:1": model(), "b:1": model("b")}), "broker-0", 500)
+
+
+def test_rates_and_wishes_that_change_the_order_alone_are_no_new_plan() -> None:
+    models = [model(name) for name in "abc"]
+    play = Play(models, [ready(m) for m in models], [worker("cpu-0"), worker("cpu-1")])
+    play.next()
+    for step, key in enumerate(("c", "b", "c", "a")):
+        play.next(step * 500.0, rates={f"{key}:1/onnx-fp32@cpu": 7.0}, wants={"b:1/onnx-fp32@cpu": step * 1.0})
+    assert play.plan is not None
+    assert play.plan.epoch == 1
+
+
+def test_a_worker_that_left_a_moment_ago_keeps_what_it_loads_but_somebody_else_measures() -> None:
+    both = [worker("cpu-0"), worker("cpu-1")]
+    play = Play([model(), model("b")], [ready(model())], both)
+    assert play.next()["cpu-0"] == Assignment(("m:1/onnx-fp32",), ("b:1/onnx-fp32",))
+    second = play.next(1000, workers=both[1:])
+    assert second["cpu-0"] == Assignment(("m:1/onnx-fp32",))
+    assert second["cpu-1"].measure == ("b:1/onnx-fp32",)
+    assert list(play.next(ABSENCE_MS_MAX)) == ["cpu-1"]
+
+
+# --- what holds always ------------------------------------------------------------------------------------------------
+
+MODELS = [model(name, version) for name in "ab" for version in (1, 2)]
+_builder = st.sampled_from([name for _, name in BUILDERS[:2]])
+_few = st.sampled_from([0.5, 0.6, 0.8, 0.9])
+profiles = st.builds(
+    ready,
+    st.sampled_from(MODELS),
+    memory_mb=st.sampled_from([20, 30, 70]),
+    group=st.sampled_from(["cpu", "gpu"]),
+    builder=_builder,
+    accuracy=_few,
+    ms=_few,
+    price=_few,
+)
+workers = st.builds(
+    worker,
+    st.sampled_from(["w-0", "w-1", "w-2"]),
+    st.sampled_from(["cpu", "gpu"]),
+    st.sampled_from([50, 100]),
+    st.sampled_from([BUILDERS[:1], BUILDERS[:2]]),
+)
+_keys = st.builds(
+    lambda m, b, g: f"{m.key}/{b}@{g}", st.sampled_from(MODELS), _builder, st.sampled_from(["cpu", "gpu"])
+)
+_rates = st.dictionaries(_keys, st.sampled_from([0.1, 1.0, 9.0]), max_size=3)
+steps = st.lists(
+    st.tuples(
+        st.sampled_from([500, SETTLING_MS, IN_USE_MS - 1, 2 * IN_USE_MS]),
+        st.lists(profiles, max_size=12),
+        st.lists(workers, max_size=3, unique_by=lambda w: w.name),
+        st.lists(st.sampled_from(MODELS), min_size=2, unique_by=lambda m: m.key),
+        _rates,
+        _rates,
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps)
+def test_memory_is_never_exceeded_nothing_in_use_evicted_and_the_same_input_gives_the_same_plan(history: Any) -> None:
+    one, other = Play([], [], []), Play([], [], [])
+    now_ms, used_ms, loaded = 0.0, dict[str, float](), dict[str, set[str]]()
+    known: dict[str, Profile] = {}
+    for passed_ms, fresh, present, registered, rates, wants in history:
+        now_ms += passed_ms
+        known = {**{p.key: p for p in fresh}, **known}  # a profile keeps its memory
+        changes = {
+            "models": {m.key: m for m in registered},
+            "profiles": known,
+            "workers": present,
+            "rates": rates,
+            "wants": wants,
+        }
+        plan = one.next(now_ms, **changes)
+        assert other.next(now_ms, **dict(reversed(changes.items()))) == plan
+        used_ms.update(dict.fromkeys(rates, now_ms))
+        for each in present:
+            load = plan[each.name].load
+            assert len(set(load)) == len(load) <= LOADED_MAX
+            assert sum(known[f"{v}@{each.group}"].memory_bytes for v in load) <= each.memory_bytes_max
+            makes = {v for m in registered for v in variants(m, each.builders)}
+            assert set(load) <= makes
+            possible = {v for v in makes if f"{v}@{each.group}" in known}
+            in_use = {v for v in possible if now_ms - used_ms.get(f"{v}@{each.group}", -1e9) < IN_USE_MS}
+            before = loaded.get(f"{each.name}@{each.group}@{each.memory_bytes_max}", set())
+            assert before & in_use <= set(load)
+        loaded = {f"{w.name}@{w.group}@{w.memory_bytes_max}": set(plan[w.name].load) for w in present}
+        for group in ("cpu", "gpu"):
+            measured = [v for w in present if w.group == group for v in plan[w.name].measure]
+            assert len(measured) == len(set(measured))
+            able = {v for w in present if w.group == group for m in registered for v in variants(m, w.builders)}
+            assert set(measured) == {v for v in able if f"{v}@{group}" not in known}
+
+
+def test_a_thousand_variants_on_fifty_workers_are_planned_in_time() -> None:
+    models = [replace(model(f"m{number}"), registered_ms=number) for number in range(334)]
+    profiles = [
+        ready(of, 20, builder=name, accuracy=0.5 + number % 97 / 200, ms=1.0 + number % 89 + place)
+        for number, of in enumerate(models)
+        for place, (_, name) in enumerate(BUILDERS[:3])
+    ]
+    fleet = [worker(f"cpu-{number:02}", memory_mb=4000, builders=BUILDERS) for number in range(50)]
+    play = Play(models, profiles, fleet)
+    began_s = time.perf_counter()
+    play.next()
+    took_s = time.perf_counter() - began_s
+    assert play.plan is not None
+    assert len(play.plan.workers["cpu-00"].load) == 200
+    assert len(play.plan.reasons) == REASONS_MAX
+    assert took_s < 2.0, "about 0.1 s on an idle core"
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "b")])
+def test_the_order_of_what_is_known_does_not_matter(names: tuple[str, str]) -> None:
+    models = [model(name) for name in names]
+    play = Play(models, [ready(m, 60) for m in models], [worker()])
+    assert play.loaded() == {"a:1/onnx-fp32"}

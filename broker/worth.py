@@ -1,0 +1,167 @@
+"""Which variants of a group are worth memory, the most valuable first. Pure.
+
+Value comes from, in this order:
+
+1. **used**: it ran lately;
+2. **wanted**: a broker has queries that it would serve better than what is loaded;
+3. the first choice of a task, then of each model: what a query would get that asks for nothing special;
+4. the rest of each task's **frontier** on the group: what some constraints or other would make the choice;
+5. the rest of each model's own frontier, for queries that name the model.
+
+What is beaten by another variant of its model in accuracy, latency and cost at once, or is of a version that does not
+answer any more, is worth nothing unless it is used or wanted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from enum import IntEnum
+from typing import NamedTuple
+
+from modelless.frontier import Point, frontier
+from modelless.labels import shadow_of
+from modelless.messages import Correction, Labels, ModelVersion, Profile
+
+MS_PER_HOUR = 3_600_000.0
+
+
+class Worth(IntEnum):
+    """The most valuable first; see the module."""
+
+    USED = 1
+    WANTED = 2
+    FIRST_OF_TASK = 3
+    FIRST_OF_MODEL = 4
+    FRONTIER_OF_TASK = 5
+    FRONTIER_OF_MODEL = 6
+    NOTHING = 7
+
+
+class Item(NamedTuple):
+    """A variant that a group could load."""
+
+    variant: str
+    key: str
+    """``variant@group``."""
+    model: ModelVersion
+    memory_bytes: int
+    point: Point
+
+
+class Valued(NamedTuple):
+    worth: Worth
+    rank: float
+    """Within its worth, the least first."""
+    item: Item
+
+
+def item(profile: Profile, model: ModelVersion, correction: Correction | None) -> Item:
+    """What a ready profile says, and labels of answered queries where there are any."""
+    accuracy = profile.accuracy_low if profile.accuracy_low is not None else profile.accuracy
+    if accuracy is None:
+        accuracy = model.evaluation.accuracy or 0.0
+    if correction is not None and correction.digest == model.digest:
+        accuracy = correction.accuracy_low
+    row_ms = min(batch.p50_ms / batch.batch_size for batch in profile.batches)
+    cost = row_ms * profile.price_per_hour / MS_PER_HOUR * 1000
+    point = Point(accuracy, profile.batches[0].p50_ms, cost)
+    return Item(profile.variant, profile.key, model, profile.memory_bytes, point)
+
+
+def answering(
+    models: Iterable[ModelVersion], ready: Set[str], labels: Mapping[str, Labels]
+) -> tuple[set[str], set[str]]:
+    """(versions that answer for their task, versions that must be served besides), each as ``name:version``.
+
+    Args:
+        ready: versions with a variant that is measured and ready somewhere.
+        labels: by the model's name.
+    """
+    versions: dict[str, list[ModelVersion]] = defaultdict(list)
+    for model in models:
+        versions[model.name].append(model)
+    default, besides = set(), set()
+    for name, own in versions.items():
+        own.sort(key=lambda model: -model.version)
+        says = labels.get(name, Labels(name))
+        newest = next((model.version for model in own if model.key in ready), own[0].version)
+        stable = says.stable if f"{name}:{says.stable}" in ready else newest
+        default.add(f"{name}:{stable}")
+        if says.canary is not None:
+            besides.add(f"{name}:{says.canary}")
+        shadow = shadow_of(says)
+        if shadow is not None:
+            besides.add(shadow[0])
+    return default, besides - default
+
+
+def valued(
+    items: Sequence[Item],
+    default: Set[str],
+    besides: Set[str],
+    used: Set[str],
+    wants: Mapping[str, float],
+    accuracy_slack: float,
+) -> list[Valued]:
+    """Every item of one group, the most valuable first.
+
+    Args:
+        default, besides: as of :func:`answering`.
+        used: what ran lately, as ``variant@group``.
+        wants: rows a second, by ``variant@group``.
+        accuracy_slack: how much less accurate than the best a query may be answered that asks for nothing special.
+    """
+    of_task: dict[str, list[Item]] = defaultdict(list)
+    of_model: dict[str, list[Item]] = defaultdict(list)
+    for each in items:
+        if each.model.key in default:
+            of_task[each.model.task].append(each)
+        if each.model.key in default or each.model.key in besides:
+            of_model[each.model.key].append(each)
+    best: dict[str, tuple[Worth, float]] = {}
+    for first, rest, kinds in (
+        (Worth.FIRST_OF_TASK, Worth.FRONTIER_OF_TASK, of_task),
+        (Worth.FIRST_OF_MODEL, Worth.FRONTIER_OF_MODEL, of_model),
+    ):
+        for kind in kinds.values():
+            for place, each in enumerate(_ordered(kind, accuracy_slack)):
+                worth = rest if place else first
+                if each.key not in best or worth < best[each.key][0]:
+                    best[each.key] = worth, float(place)
+    found = []
+    for each in items:
+        worth, rank = best.get(each.key, (Worth.NOTHING, 0.0))
+        if each.key in used:
+            worth = Worth.USED
+        elif each.key in wants:
+            worth, rank = Worth.WANTED, -wants[each.key]
+        found.append(Valued(worth, rank, each))
+    return sorted(found, key=lambda value: (value.worth, value.rank, value.item.memory_bytes, value.item.variant))
+
+
+def beaten_by(loser: Item, others: Iterable[Item]) -> str:
+    """Who of the same model makes it worthless, in words: "m:1/onnx-fp32 is faster, cheaper and as accurate"."""
+    for other in others:
+        if other.model.key != loser.model.key or other.key == loser.key:
+            continue
+        mine, theirs = loser.point, other.point
+        if theirs.accuracy >= mine.accuracy and theirs.latency_ms <= mine.latency_ms and theirs.cost <= mine.cost:
+            words = (
+                ("more accurate" if theirs.accuracy > mine.accuracy else "as accurate"),
+                ("faster" if theirs.latency_ms < mine.latency_ms else "as fast"),
+                ("cheaper" if theirs.cost < mine.cost else "as cheap"),
+            )
+            return f"{other.variant} is {words[0]}, {words[1]} and {words[2]}"
+    return "others of its model are better"
+
+
+def _ordered(items: Sequence[Item], accuracy_slack: float) -> list[Item]:
+    """The frontier of items that answer the same queries: cheapest and fastest of the accurate, then by accuracy."""
+    kept = [items[index] for index in frontier([each.point for each in items])]
+    floor = max(each.point.accuracy for each in kept) - accuracy_slack
+    accurate = [each for each in kept if each.point.accuracy >= floor]
+    cheapest = min(accurate, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant))
+    fastest = min(accurate, key=lambda each: (each.point.latency_ms, each.point.cost, each.variant))
+    rest = sorted(kept, key=lambda each: (-each.point.accuracy, each.point.cost, each.variant))
+    return list(dict.fromkeys([cheapest, fastest, *rest]))
