@@ -168,6 +168,14 @@ class Catalog:
         """By name, then version."""
         return sorted(self._models.values(), key=lambda model: (model.name, model.version))
 
+    def model(self, key: str) -> ModelVersion | None:
+        """``key`` is ``name:version``."""
+        return self._models.get(key)
+
+    def profile(self, variant: str, group: str) -> Profile | None:
+        """The last one, though it may be stale."""
+        return self._profiles.get(f"{variant}@{group}")
+
     def profiles(self, model: ModelVersion) -> list[Profile]:
         """Of the model's variants as they are now, by variant and group; stale ones are left out."""
         fresh = [

@@ -80,7 +80,10 @@ class WorkerConfig(_Section):
     hang_s: float = Field(
         20, gt=0, description="A batch that runs longer than this and 20 times its profile: the child is killed."
     )
-    measure_s: float = Field(5, gt=0, description="Time budget for measuring one variant.")
+    measure_s: float = Field(
+        5, gt=0, description="Time budget for measuring one variant: latencies and accuracy, not building and loading."
+    )
+    build_s_max: float = Field(600, gt=0, description="A variant whose building takes longer has failed.")
     batch_size_max: int = Field(128, ge=1, description="Largest batch that is profiled.")
     factories_allowed: tuple[str, ...] = Field(
         (), description="Modules whose factories may build safetensors models; a trailing * is a prefix."

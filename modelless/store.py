@@ -3,12 +3,17 @@
 A blob lies at ``<store>/<sha256[:2]>/<sha256>.<extension>``. What it may be is decided by its extension *and*
 its structure, on the way in and again on the way out, and nothing that could be a pickle passes: no ``.pt``, no
 zip but an ``.npz`` of plain arrays, no file whose first bytes are not those of its format.
+
+What workers **build** of a model lies there too. It may be of any kind that a builder makes, compiled code included,
+so it is only ever fetched by a digest that a worker wrote to Kafka, or kept in its own cache; a pickle it may not be
+either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,12 +29,17 @@ from modelless.errors import ConfigurationError, InvalidArgumentError, NotFoundE
 
 BLOB_BYTES_MAX = 16 * 1024**3
 EMULATED_HEADER = "group,batch_size,p50_ms,p99_ms,load_ms,memory_mb"
+_BUILT_SUFFIX = re.compile(r"\.[a-z0-9]{1,16}")
+_PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
 _CHUNK_BYTES = 1024 * 1024
 _SAFETENSORS_HEADER_BYTES_MAX = 100 * 1000 * 1000  # the format's own limit
 
 
-def put(config: Config, path: Path) -> tuple[str, str, int]:
+def put(config: Config, path: Path, *, built: bool = False) -> tuple[str, str, int]:
     """Copy a file into the store, atomically. Blocks; call it in a thread.
+
+    Args:
+        built: a worker made it; see the module.
 
     Returns:
         Its absolute address, SHA-256 (hex) and size in bytes.
@@ -38,7 +48,7 @@ def put(config: Config, path: Path) -> tuple[str, str, int]:
         InvalidArgumentError: the file is not what its extension says, or of a kind that the store refuses.
         ConfigurationError: the store cannot be written.
     """
-    inspect(path)
+    inspect(path, built=built)
     filesystem, root = _open_store(_absolute(config.store.url))
     temporary = f"{root}/incoming-{uuid4().hex}"
     try:
@@ -55,7 +65,7 @@ def put(config: Config, path: Path) -> tuple[str, str, int]:
     return filesystem.unstrip_protocol(blob), sha256, size_bytes
 
 
-def fetch(config: Config, url: str, sha256: str) -> Path:
+def fetch(config: Config, url: str, sha256: str, *, built: bool = False) -> Path:
     """A local copy of a blob, verified; from the cache when it is there. Blocks; call it in a thread.
 
     Raises:
@@ -65,9 +75,9 @@ def fetch(config: Config, url: str, sha256: str) -> Path:
     suffix = Path(url.rpartition("/")[2]).suffix
     if not (len(sha256) == 64 and all(c in "0123456789abcdef" for c in sha256)):
         raise InvalidArgumentError(f"artifact digest {sha256[:80]!r} is not a SHA-256 in lower-case hex")
-    local = Path(_blob(str(config.store.cache.absolute()), sha256, suffix))
+    local = cached(config, sha256, suffix)
     if local.is_file() and file_sha256(local) == sha256:
-        inspect(local)
+        inspect(local, built=built)
         return local
     temporary = local.with_name(f"incoming-{uuid4().hex}{suffix}")
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -75,11 +85,16 @@ def fetch(config: Config, url: str, sha256: str) -> Path:
         found = _download(url, temporary)
         if found != sha256:
             raise InvalidArgumentError(f"artifact has digest {found}, but {sha256} was registered")
-        inspect(temporary)
+        inspect(temporary, built=built)
         temporary.replace(local)
     finally:
         temporary.unlink(missing_ok=True)
     return local
+
+
+def cached(config: Config, sha256: str, suffix: str) -> Path:
+    """Where the local copy of a blob lies, if there is one."""
+    return Path(_blob(str(config.store.cache.absolute()), sha256, suffix))
 
 
 def file_sha256(path: Path) -> str:
@@ -87,13 +102,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def inspect(path: Path) -> None:
+def inspect(path: Path, *, built: bool = False) -> None:
     """Refuse a file that is not what its extension says, reading as little of it as that takes.
+
+    Args:
+        built: it need not be of a kind that can be registered.
 
     Raises:
         InvalidArgumentError: names the file and what is accepted.
     """
-    check = _CHECKS.get(path.suffix.lower())
+    check = _CHECKS.get(path.suffix.lower(), _check_built if built else None)
     if check is None:
         raise InvalidArgumentError(f"{path.name}: the store holds only {', '.join(_CHECKS)} files")
     size_bytes = path.stat().st_size
@@ -187,6 +205,24 @@ def _npy_dtype(member: IO[bytes]) -> np.dtype[Any]:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(member)[2]
+
+
+def _check_built(path: Path, size_bytes: int) -> str | None:
+    """Of a kind that only its builder knows: no pickle, and no zip with one in it."""
+    if not _BUILT_SUFFIX.fullmatch(path.suffix) or path.suffix in _PICKLE_SUFFIXES:
+        return f"{path.suffix!r} is no extension for what a builder makes"
+    with path.open("rb") as source:
+        head = source.read(4)
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "is a pickle"
+    if head != b"PK\x03\x04":
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if Path(name).suffix in _PICKLE_SUFFIXES]
+    except zipfile.BadZipFile:
+        return "is a broken zip"
+    return f"holds a pickle, {pickles[0]!r}" if pickles else None
 
 
 _CHECKS: dict[str, Callable[[Path, int], str | None]] = {

@@ -8,6 +8,7 @@ It dies with its parent, and at the end of the socket.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -120,6 +121,7 @@ class Executor:
 
     def _memory(self, message: channel.Message) -> tuple[dict[str, Any], tuple[BatchTensor, ...]]:
         """Resident bytes now and their peak since the last call; device bytes of all variants."""
+        _give_back()
         status = Path("/proc/self/status").read_text()
         found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith("Vm")}
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
@@ -157,6 +159,14 @@ def _calibration(path: str | None, source: Source) -> dict[str, NDArray[Any]] | 
 
 def _specs(fields: tuple[Mapping[str, Any], ...]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(f["name"], f["datatype"], f["shape"]) for f in fields)
+
+
+def _give_back() -> None:
+    """What an unloaded variant left free is returned to the system: the next one's growth would hide in it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library's
+    if trim is not None:
+        trim(0)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -1,7 +1,9 @@
-"""Doing what the plan says: load, warm up, unload, measure.
+"""Doing what the plan says: load, warm up, unload; and beside it build and measure (:mod:`workers.workshop`).
 
 The plan is the one authority. One task reconciles what is loaded with it, one thing at a time and the most valuable
-first; another one measures. A variant is **ready** when every profiled batch size has run once.
+first. A variant is **ready** when every profiled batch size has run once. One that is built first is fetched as what
+the group's measuring worker built; where that does not fit this worker (other hardware, another library), the workshop
+builds this worker's own, and loading goes on with the others meanwhile.
 """
 
 from __future__ import annotations
@@ -13,21 +15,25 @@ from typing import Literal
 
 import structlog
 
-from modelless import store
 from modelless.catalog import Catalog
 from modelless.clock import KafkaClock
-from modelless.codec import encode_record
 from modelless.config import Config, GroupConfig
 from modelless.errors import ModellessError
 from modelless.frames import VariantState
-from modelless.messages import Assignment, ModelVersion, Plan, Profile, split_exit, split_variant
-from modelless.topics import Topics
+from modelless.messages import ModelVersion, Plan, Profile
+from workers.apart import Apart
+from workers.builds import Builds, Built
 from workers.device import Device
 from workers.executor import ExecutionError, ExecutorDiedError, LoadSpec
-from workers.measure import Measurement, MeasuringError, read_evaluation, zeros
+from workers.measure import Bench, zeros
+from workers.metrics import WorkerMetrics
+from workers.orders import Orders
+from workers.workshop import Workshop
 
 UNLOAD_WAIT_S = 5.0
 RETRY_S = 5.0
+BUILDING_NICENESS = 10
+"""A compiler gets what live batches leave."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +45,7 @@ class _Loaded:
     memory_bytes: int
     temporary: bool = False
     """It failed for a reason that may pass (the store, say): tried again."""
+    is_being_built: bool = False
 
 
 class Loader:
@@ -52,46 +59,58 @@ class Loader:
         device: Device,
         catalog: Catalog,
         clock: KafkaClock,
+        metrics: WorkerMetrics,
         on_change: Callable[[], None],
     ) -> None:
-        self._config = config
         self._group = group
-        self._name = name
         self._device = device
-        self._catalog = catalog
-        self._clock = clock
         self._on_change = on_change
-        self._plan: Plan | None = None
+        self._orders = Orders(group.name, name, catalog)
+        self._bench = Bench(device.step, lambda: device.busy_s)
         self._loaded: dict[str, _Loaded] = {}
-        self._measured: dict[str, str] = {}
         self._wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._wake_measuring = asyncio.Event()
-        self.measuring: str | None = None
+        self._task: asyncio.Task[None] | None = None
         self.errors: dict[str, str] = {}
         """What could not be done, by variant, in words for the operator."""
+        spawn = device.executors.spawn_apart
+        self._builds = Builds(config, group, catalog, Apart(spawn, BUILDING_NICENESS), metrics)
+        self._workshop = Workshop(
+            config,
+            group,
+            self._orders,
+            self._builds,
+            self._bench,
+            Apart(spawn),
+            device.publisher,
+            clock,
+            self.errors,
+            on_change,
+            self._on_built,
+        )
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._reconcile()), asyncio.create_task(self._measure_all())]
+        self._task = asyncio.create_task(self._reconcile())
+        self._workshop.start()
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._workshop.stop()
 
     @property
     def failed(self) -> BaseException | None:
-        """Why loading ended, if it did."""
-        for task in self._tasks:
+        """Why loading, building or measuring ended, if one did."""
+        tasks = self._workshop.tasks if self._task is None else [self._task, *self._workshop.tasks]
+        for task in tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 return error
         return None
 
     def plan(self, plan: Plan) -> None:
         """A plan was read; an older one than the present is ignored."""
-        if self._plan is not None and plan.epoch < self._plan.epoch:
+        if not self._orders.take(plan):
             return
-        self._plan = plan
         for variant in [v for v, loaded in self._loaded.items() if loaded.state == "failed"]:
             del self._loaded[variant]
         self.catalog_changed()
@@ -99,7 +118,7 @@ class Loader:
     def catalog_changed(self) -> None:
         """A model or profile was read: what could not be done before may be possible."""
         self._wake.set()
-        self._wake_measuring.set()
+        self._workshop.wake()
 
     def lost(self, variant: str, reason: str) -> None:
         """It could not be loaded again after a crash."""
@@ -108,7 +127,16 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        return self._plan.epoch if self._plan is not None else 0
+        return self._orders.epoch
+
+    @property
+    def measuring(self) -> str | None:
+        return self._workshop.measuring
+
+    @property
+    def builds(self) -> int:
+        """How much this process has built."""
+        return self._builds.made
 
     @property
     def memory_bytes(self) -> int:
@@ -135,10 +163,10 @@ class Loader:
     async def _reconcile(self) -> None:
         while True:
             self._wake.clear()
-            wanted = self._assignment().load
+            wanted = self._orders.assignment.load
             if gone := [variant for variant in self._loaded if not self._is_wanted(variant, wanted)]:
                 await self._unload(gone[0])
-            elif missing := [v for v in wanted if v not in self._loaded and self._model(v) is not None]:
+            elif missing := [v for v in wanted if v not in self._loaded and self._orders.model(v) is not None]:
                 await self._load(missing[0])
             else:
                 await self._wait()
@@ -154,13 +182,13 @@ class Loader:
                 self._loaded.pop(variant, None)
 
     def _is_wanted(self, variant: str, wanted: tuple[str, ...]) -> bool:
-        model = self._model(variant)
+        model = self._orders.model(variant)
         return variant in wanted and (model is None or model.digest == self._loaded[variant].digest)
 
     async def _load(self, variant: str) -> None:
-        model = self._model(variant)
+        model = self._orders.model(variant)
         assert model is not None, "checked by the caller"
-        profile = self._profile(variant, model)
+        profile = self._orders.profile(variant)
         memory_bytes = profile.memory_bytes if profile is not None else 0
         entry = self._loaded[variant] = _Loaded(model.digest, "loading", memory_bytes)
         free_mb = self._group.memory_mb_max - (self.memory_bytes - memory_bytes) / 2**20
@@ -169,9 +197,13 @@ class Loader:
             return
         self._on_change()
         try:
-            spec = await self._spec(variant, model)
-            load_ms = await self._device.executors.load(spec)
-            await self._warm_up(spec, profile)
+            built = None
+            if self._builds.is_needed(variant, model):
+                built = await self._builds.find(variant, model)
+                if built is None:
+                    self._have_built(variant, model, profile)
+                    return
+            load_ms = await self._load_now(variant, model, profile, built)
         except (ExecutionError, ExecutorDiedError, ModellessError, OSError) as error:
             await self._device.executors.unload(variant)
             self._fail(variant, str(error), temporary=not isinstance(error, ExecutionError))
@@ -180,6 +212,33 @@ class Loader:
         self.errors.pop(variant, None)
         _log.info("variant ready", variant=variant, load_ms=round(load_ms, 1))
         self._changed()
+
+    async def _load_now(self, variant: str, model: ModelVersion, profile: Profile | None, built: Built | None) -> float:
+        """While nothing is measured. How long it took, without warming up, ms."""
+        spec = await self._builds.spec(variant, model, built)
+        async with self._bench.loading:
+            load_ms = await self._device.executors.load(spec)
+            await self._warm_up(spec, profile)
+        return load_ms
+
+    def _have_built(self, variant: str, model: ModelVersion, profile: Profile | None) -> None:
+        """It stays in the state of loading until the workshop has built it."""
+        reason = "nobody has built it"
+        if profile is not None and profile.build_key is not None:
+            reason = "what the group has was built for other hardware or by another version, or is gone"
+        _log.info("the variant is built here", variant=variant, reason=reason)
+        self._loaded[variant].is_being_built = True
+        self._workshop.ask(variant, model)
+
+    def _on_built(self, variant: str, failure: str | None) -> None:
+        loaded = self._loaded.get(variant)
+        if loaded is not None and loaded.is_being_built:
+            loaded.is_being_built = False
+            if failure is None:
+                del self._loaded[variant]
+                self._wake.set()
+            else:
+                self._fail(variant, failure)
 
     async def _warm_up(self, spec: LoadSpec, profile: Profile | None) -> None:
         """Every profiled batch size once, smallest first, each when the device has a moment."""
@@ -222,98 +281,3 @@ class Loader:
         self._device.queue.ready(self.ready())
         self._device.kick_soon()
         self._on_change()
-
-    # --- measuring ------------------------------------------------------------------------------------------------
-
-    async def _measure_all(self) -> None:
-        while True:
-            self._wake_measuring.clear()
-            variant = next((v for v in self._assignment().measure if self._is_due(v)), None)
-            if variant is None:
-                await self._wake_measuring.wait()
-                continue
-            self.measuring = variant
-            self._on_change()
-            try:
-                await self._measure(variant)
-            finally:
-                self.measuring = None
-                self._on_change()
-
-    def _is_due(self, variant: str) -> bool:
-        """Unless this process measured it, or somebody found it good."""
-        model = self._model(variant)
-        if model is None or self._measured.get(variant) == model.digest:
-            return False
-        profile = self._profile(variant, model)
-        return profile is None or profile.status == "failed"
-
-    async def _measure(self, variant: str) -> None:
-        model = self._model(variant)
-        assert model is not None, "checked by the caller"
-        _log.info("measuring", variant=variant)
-        try:
-            profile = await self._try_measure(variant, model)
-            self.errors.pop(variant, None)
-        except (MeasuringError, ExecutionError, ExecutorDiedError, ModellessError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            _log.error("variant cannot be measured", variant=variant, reason=reason)
-            self.errors[variant] = reason
-            profile = Profile(variant, self._group.name, "failed", model.digest, reason[:2000])
-        profile = replace(
-            profile, price_per_hour=self._group.price_per_hour, measured_ms=self._clock.now_ms(), digest=model.digest
-        )
-        self._measured[variant] = model.digest
-        topic = Topics(self._config.kafka.topic_prefix).profiles
-        await self._device.publisher.write(topic, profile.key.encode(), encode_record(profile))
-        if profile.status == "ready":
-            _log.info(
-                "measured",
-                variant=variant,
-                accuracy=profile.accuracy,
-                memory_mb=profile.memory_bytes >> 20,
-                batch_sizes=len(profile.batches),
-                p50_ms=round(profile.batches[0].p50_ms, 3),
-            )
-
-    async def _try_measure(self, variant: str, model: ModelVersion) -> Profile:
-        spec = await self._spec(variant, model)
-        data = None
-        evaluation = model.evaluation
-        if evaluation.accuracy is None and evaluation.data_url and evaluation.data_sha256:
-            path = await asyncio.to_thread(store.fetch, self._config, evaluation.data_url, evaluation.data_sha256)
-            data = await asyncio.to_thread(read_evaluation, path, model)
-        executor = await self._device.executors.spawn_apart()
-        try:
-            measurement = Measurement(executor, spec, self._device.step, data)
-            worker = self._config.worker
-            return await measurement.profile(model, self._group.name, worker.measure_s, worker.batch_size_max)
-        finally:
-            await executor.close()
-
-    # --- looking up -----------------------------------------------------------------------------------------------
-
-    def _assignment(self) -> Assignment:
-        return self._plan.workers.get(self._name, Assignment()) if self._plan is not None else Assignment()
-
-    def _model(self, variant: str) -> ModelVersion | None:
-        key, _ = split_variant(variant)
-        return next((model for model in self._catalog.models() if model.key == key), None)
-
-    def _profile(self, variant: str, model: ModelVersion) -> Profile | None:
-        profiles = self._catalog.profiles(model)
-        return next((p for p in profiles if (p.variant, p.group) == (variant, self._group.name)), None)
-
-    async def _spec(self, variant: str, model: ModelVersion) -> LoadSpec:
-        path = await asyncio.to_thread(store.fetch, self._config, model.artifact_url, model.artifact_sha256)
-        builder, exit = split_exit(split_variant(variant)[1])
-        return LoadSpec(
-            variant=variant,
-            builder=builder,
-            exit=exit,
-            path=path,
-            inputs=model.inputs,
-            outputs=model.outputs,
-            factory=model.factory,
-            factories_allowed=self._config.worker.factories_allowed,
-        )

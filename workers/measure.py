@@ -1,89 +1,132 @@
 """Measuring one variant for its group: load time, memory, lat(b), accuracy.
 
 On an executor of its own, so that a model that crashes while it is measured takes nobody along, but on the same device:
-every few runs are one *step* between live batches. Times are taken where live batches are timed, at the supervisor.
+every few runs are one *step* between live batches, and nothing is loaded meanwhile. Times are taken where live batches
+are timed, at the supervisor. Where live batches had the device for more than a little of the time between the steps,
+its caches and its clock were theirs, and the numbers are taken again, a few times at most.
 
 * lat(b) for b = 1, 2, 4, … until throughput stopped growing: less than 5 % better twice in a row, or the limits.
 * Memory: resident growth from before loading to the peak while running the largest batch, plus device memory.
-* Accuracy on the second half of the evaluation set; the first half is for calibration.
+* Accuracy on the half of the evaluation set that no builder saw, or as much of it as there is time for.
+* Load time in a process that has its libraries: cold, the first time, and warm, again at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import zipfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modelless import accuracy
 from modelless.frames import BatchTensor
 from modelless.messages import BatchTime, ModelVersion, Profile
 from modelless.tensors import NUMPY_DTYPES, Tensor
+from workers.evaluation import Evaluation
 from workers.executor import ExecutionError, Executor, ExecutorDiedError, LoadSpec, Outputs
 
 Step = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
-Arrays = Mapping[str, NDArray[Any]]
 
-RUNS_MAX = 30
+RUNS_MAX = 100
 RUNS_MIN = 3
 WARM_UP_RUNS = 3
 STEP_S = 0.01
 GROWTH_MIN = 1.05
+LATENCY_SHARE = 0.6
+"""Of the time budget; accuracy has what is left."""
+ACCURACY_ROWS_MIN = 100
+"""Measured on whatever time that takes."""
 LOAD_S_MAX = 300.0
 RUN_S_MAX = 60.0
+DISTURBED_SHARE_MAX = 0.25
+"""Of the time, that live batches may have had the device while a batch size was measured."""
+DISTURBED_ATTEMPTS_MAX = 3
+DISTURBED_PAUSE_S = 0.5
 
 
 class MeasuringError(Exception):
     """The variant cannot be used; the message is for the operator."""
 
 
+class Bench:
+    """Where measuring takes place.
+
+    Args:
+        step: gives the device to one piece of work, when it has a moment.
+        busy_s: time that live batches have had the device so far.
+    """
+
+    def __init__(self, step: Step, busy_s: Callable[[], float] = lambda: 0.0) -> None:
+        self._step = step
+        self.busy_s = busy_s
+        self.loading = asyncio.Lock()
+        """Held by whoever loads a variant: loading and measuring do not overlap."""
+
+    async def step(self, work: Callable[[], Awaitable[None]]) -> None:
+        async with self.loading:
+            await self._step(work)
+
+
 class Measurement:
     """One variant on one executor.
 
     Args:
-        data: the evaluation set (arrays by input name, and ``labels``); None: accuracy as declared, made-up inputs.
+        data: the half of the evaluation set to measure on; None: accuracy as declared, made-up inputs.
     """
 
-    def __init__(self, executor: Executor, spec: LoadSpec, step: Step, data: Arrays | None) -> None:
+    def __init__(self, executor: Executor, spec: LoadSpec, bench: Bench, data: Evaluation | None) -> None:
         self._executor = executor
         self._spec = spec
-        self._step = step
+        self._bench = bench
         self._data = data
 
     async def profile(self, model: ModelVersion, group: str, budget_s: float, batch_size_max: int) -> Profile:
-        """Raises MeasuringError."""
+        """``budget_s`` is for latencies and accuracy; loading has its own bound. Raises MeasuringError."""
         try:
             await self._executor.prepare([self._spec.builder])
             before = await self._executor.memory()
-            started_s = time.monotonic()
-            async with asyncio.timeout(LOAD_S_MAX):
-                await self._executor.load(self._spec)
-            load_ms = (time.monotonic() - started_s) * 1000
+            load_ms = await self._load()
             await self._executor.memory()
-            batches = await self._latencies(budget_s, batch_size_max)
+            until_s = time.monotonic() + budget_s
+            batches = await self._latencies(budget_s * LATENCY_SHARE, batch_size_max)
             after = await self._executor.memory()
-            accuracy, rows = await self._accuracy(model, batches[-1].batch_size)
+            right, rows = await self._score(batches, until_s)
+            await self._executor.unload(self._spec.variant)
+            load_warm_ms = await self._load()
+            await self._executor.unload(self._spec.variant)
         except ExecutionError as error:
             raise MeasuringError(str(error)) from None
         except ExecutorDiedError:
             raise MeasuringError("it brought its executor down while it was loaded or run") from None
         except TimeoutError:
-            raise MeasuringError("loading or running it took too long") from None
+            raise MeasuringError(f"loading it took longer than {LOAD_S_MAX:.0f} s") from None
+        measured = right / rows if rows else model.evaluation.accuracy
+        interval = accuracy.wilson(right, rows) if rows else accuracy.declared(measured or 0.0)
         return Profile(
             variant=self._spec.variant,
             group=group,
             status="ready",
             digest=model.digest,
             load_ms=load_ms,
+            load_warm_ms=load_warm_ms,
             memory_bytes=max(0, after.peak_bytes - before.rss_bytes) + after.device_bytes,
-            accuracy=accuracy,
+            accuracy=measured,
+            accuracy_low=None if measured is None else interval.low,
+            accuracy_high=None if measured is None else interval.high,
             accuracy_rows=rows,
             batches=batches,
         )
+
+    async def _load(self) -> float:
+        """How long it took, ms."""
+        async with self._bench.loading:
+            started_s = time.monotonic()
+            async with asyncio.timeout(LOAD_S_MAX):
+                await self._executor.load(self._spec)
+            return (time.monotonic() - started_s) * 1000
 
     async def _latencies(self, budget_s: float, batch_size_max: int) -> tuple[BatchTime, ...]:
         until_s = time.monotonic() + budget_s
@@ -92,7 +135,7 @@ class Measurement:
         best, stale = 0.0, 0
         for index, size in enumerate(sizes):
             share_s = (until_s - time.monotonic()) / (len(sizes) - index)
-            times_ms = await self._times_ms(self._inputs(size), share_s)
+            times_ms = await self._undisturbed_ms(self._inputs(size), share_s)
             p50_ms, p99_ms = np.percentile(times_ms, [50, 99])
             measured.append(BatchTime(size, float(p50_ms), float(p99_ms)))
             stale = 0 if size / p50_ms >= GROWTH_MIN * best else stale + 1
@@ -100,6 +143,19 @@ class Measurement:
             if stale == 2 or time.monotonic() > until_s:
                 break
         return tuple(measured)
+
+    async def _undisturbed_ms(self, inputs: tuple[BatchTensor, ...], budget_s: float) -> list[float]:
+        """The attempt during which live batches had the least of the device; the first one that is good enough."""
+        attempts: list[tuple[float, list[float]]] = []
+        for _ in range(DISTURBED_ATTEMPTS_MAX):
+            started_s, busy_before_s = time.monotonic(), self._bench.busy_s()
+            times_ms = await self._times_ms(inputs, budget_s)
+            share = (self._bench.busy_s() - busy_before_s) / max(time.monotonic() - started_s, 1e-9)
+            attempts.append((share, times_ms))
+            if share <= DISTURBED_SHARE_MAX:
+                break
+            await asyncio.sleep(DISTURBED_PAUSE_S)
+        return min(attempts, key=lambda attempt: attempt[0])[1]
 
     async def _times_ms(self, inputs: tuple[BatchTensor, ...], budget_s: float) -> list[float]:
         """Timed runs in steps of ``STEP_S``, after a few that do not count."""
@@ -119,35 +175,28 @@ class Measurement:
                 if len(times_ms) >= RUNS_MAX or time.monotonic() > step_until_s:
                     return
 
-        await self._step(warm_up)
+        await self._bench.step(warm_up)
         while len(times_ms) < RUNS_MIN or (len(times_ms) < RUNS_MAX and time.monotonic() < until_s):
-            await self._step(some)
+            await self._bench.step(some)
         return times_ms
 
-    async def _accuracy(self, model: ModelVersion, batch_size: int) -> tuple[float | None, int]:
+    async def _score(self, batches: tuple[BatchTime, ...], until_s: float) -> tuple[float, int]:
+        """(right, of how many) predictions on the rows that there is time for; 0 of 0 without data."""
         if self._data is None:
-            return model.evaluation.accuracy, 0
-        rows = len(self._data["labels"])
+            return 0.0, 0
+        batch_size = min(batches, key=lambda batch: batch.p50_ms / batch.batch_size).batch_size
         right: list[NDArray[Any]] = []
+        scored = 0
+        while scored < self._data.rows and (scored < ACCURACY_ROWS_MIN or time.monotonic() < until_s):
+            part = self._data.take(np.arange(scored, min(scored + batch_size, self._data.rows)))
 
-        for start in range(rows // 2, rows, batch_size):
-            part = slice(start, min(start + batch_size, rows))
+            async def score(part: Evaluation = part) -> None:
+                right.append(_right(await self._run(self._tensors(part)), part.labels))
 
-            async def score(part: slice = part) -> None:
-                outputs = await self._run(self._rows(part))
-                first = Tensor(*_fields(outputs[0])).to_numpy()
-                found = first.argmax(axis=-1)
-                labels = self._labels(part)
-                if found.shape != labels.shape:
-                    raise MeasuringError(
-                        f"evaluation: labels have shape {list(labels.shape)}, "
-                        f"the argmax of output {outputs[0].name!r} has {list(found.shape)}"
-                    )
-                right.append((found == labels).ravel())
-
-            await self._step(score)
-        hits = np.concatenate(right)
-        return float(hits.mean()), rows - rows // 2
+            await self._bench.step(score)
+            scored += part.rows
+        hits = np.concatenate(right)  # [rows, ...]: a row of several labels counts by the share that is right
+        return float(hits.reshape(scored, -1).mean(axis=1).sum()), scored
 
     async def _run(self, inputs: tuple[BatchTensor, ...]) -> Outputs:
         try:
@@ -161,21 +210,23 @@ class Measurement:
         """Rows of the evaluation set, repeated as needed, or zeros."""
         if self._data is None:
             return zeros(self._spec, batch_size)
-        indices = np.arange(batch_size) % len(self._data["labels"])
-        return tuple(self._tensor(spec.name, self._data[spec.name][indices]) for spec in self._spec.inputs)
+        return self._tensors(self._data.take(np.arange(batch_size) % self._data.rows))
 
-    def _rows(self, part: slice) -> tuple[BatchTensor, ...]:
-        assert self._data is not None, "asked for only with data"
-        return tuple(self._tensor(spec.name, self._data[spec.name][part]) for spec in self._spec.inputs)
+    def _tensors(self, part: Evaluation) -> tuple[BatchTensor, ...]:
+        return tuple(_tensor(spec.name, part.inputs[spec.name]) for spec in self._spec.inputs)
 
-    def _labels(self, part: slice) -> NDArray[Any]:
-        assert self._data is not None, "asked for only with data"
-        return self._data["labels"][part]
 
-    @staticmethod
-    def _tensor(name: str, array: NDArray[Any]) -> BatchTensor:
-        tensor = Tensor.from_numpy(name, array)
-        return BatchTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+def _right(outputs: Outputs, labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where the first output's argmax is the label."""
+    first = outputs[0]
+    found = Tensor(first.name, first.datatype, first.shape, first.data).to_numpy().argmax(axis=-1)
+    if found.shape != labels.shape:
+        raise MeasuringError(
+            f"evaluation: labels have shape {list(labels.shape)}, "
+            f"the argmax of output {first.name!r} has {list(found.shape)}"
+        )
+    right: NDArray[np.bool_] = found == labels
+    return right
 
 
 def zeros(spec: LoadSpec, batch_size: int) -> tuple[BatchTensor, ...]:
@@ -188,30 +239,9 @@ def zeros(spec: LoadSpec, batch_size: int) -> tuple[BatchTensor, ...]:
     return tuple(tensors)
 
 
-def read_evaluation(path: Path, model: ModelVersion) -> dict[str, NDArray[Any]]:
-    """The arrays of an ``.npz``, checked against the model's inputs.
-
-    Raises:
-        MeasuringError: it is no such file, or an array is missing or does not fit.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise MeasuringError(f"evaluation: the data is not a readable .npz ({error})") from None
-    labels = arrays.get("labels")
-    if labels is None or labels.ndim < 1 or len(labels) < 2:
-        raise MeasuringError("evaluation: the data needs an array `labels` of at least 2 rows")
-    for spec in model.inputs:
-        array = arrays.get(spec.name)
-        if array is None:
-            raise MeasuringError(f"evaluation: the data has no array for input {spec.name!r}; it has {sorted(arrays)}")
-        if array.dtype != NUMPY_DTYPES[spec.datatype] or len(array) != len(labels):
-            raise MeasuringError(
-                f"evaluation: array {spec.name!r} is {array.dtype} with {len(array)} rows; "
-                f"expected {spec.datatype} with {len(labels)}"
-            )
-    return arrays
+def _tensor(name: str, array: NDArray[Any]) -> BatchTensor:
+    tensor = Tensor.from_numpy(name, array)
+    return BatchTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data)
 
 
 def _doubling(batch_size_max: int) -> Iterator[int]:
@@ -219,7 +249,3 @@ def _doubling(batch_size_max: int) -> Iterator[int]:
     while size <= batch_size_max:
         yield size
         size *= 2
-
-
-def _fields(tensor: BatchTensor) -> tuple[str, str, tuple[int, ...], bytes | memoryview]:
-    return tensor.name, tensor.datatype, tensor.shape, tensor.data

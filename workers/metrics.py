@@ -26,6 +26,12 @@ class WorkerMetrics:
             "modelless_worker_queries", "Queries settled.", ("status", "disposition"), registry=registry
         )
         self.deaths = Counter("modelless_worker_child_deaths", "Executors that died or hung.", registry=registry)
+        self.builds = Counter(
+            "modelless_worker_builds",
+            "Files that variants need: made here, found as built before, or failed.",
+            ("outcome",),
+            registry=registry,
+        )
         self.busy_seconds = Counter(
             "modelless_worker_device_busy_seconds", "Time that the device executed live batches.", registry=registry
         )

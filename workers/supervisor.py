@@ -67,7 +67,14 @@ class Worker:
         )
         self._catalog = CatalogView(config, lambda: self._loader.catalog_changed())
         self._loader = Loader(
-            config, self._group, name, self._device, self._catalog.catalog, self._clock, self._on_change
+            config,
+            self._group,
+            name,
+            self._device,
+            self._catalog.catalog,
+            self._clock,
+            self._metrics,
+            self._on_change,
         )
         self._plan = Follower(config, [Topics(config.kafka.topic_prefix).plan], self._on_plan)
         self._fleet = FleetView(config, self._clock, self._dial_all)
@@ -308,6 +315,7 @@ class Worker:
             metrics=self._endpoint,
             statistics={
                 "backlog_ms": statistics.backlog_ms,
+                "builds": float(self._loader.builds),
                 "busy_s": self._device.busy_s,
                 "child_deaths": float(executors.deaths),
                 "links": float(len(self._links)),

@@ -13,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worker_builders import CRASH, HANG, RAISE, X, Y, item, tensor, write_onnx, write_safetensors
+from worker_builders import CRASH, HANG, RAISE, X, Y, tensor, write_onnx, write_safetensors
 
-from modelless.messages import Evaluation, ModelVersion
 from workers.executor import ChildExecutor, EmulatedExecutor, ExecutionError, Executor, ExecutorDiedError, LoadSpec
 from workers.executors import Executors
-from workers.measure import Measurement, MeasuringError, read_evaluation
 
 SUPPORT = str(Path(__file__).parents[1] / "support")
 ENV = os.environ | {"PYTHONPATH": SUPPORT}
@@ -198,49 +196,6 @@ async def test_emulated_waits_as_its_table_says(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="rows for group 'tpu'"):
         await EmulatedExecutor("tpu").load(spec)
     await executor.close()
-
-
-async def test_measuring(child: ChildExecutor, onnx_spec: LoadSpec, tmp_path: Path) -> None:
-    """y = x + 1 keeps the largest column, so the accuracy of the second half is what the labels say."""
-    rng = np.random.default_rng(1)
-    x = rng.random((100, 4), dtype="f4")
-    labels = x.argmax(axis=1)
-    labels[50:60] = (labels[50:60] + 1) % 4
-    labels[:50] = 0
-    np.savez(tmp_path / "eval.npz", x=x, labels=labels)
-    model = ModelVersion("m", 1, "t", "onnx", "", "", 0, (X,), (Y,), Evaluation(), "digest")
-    data = read_evaluation(tmp_path / "eval.npz", model)
-    steps: list[float] = []
-
-    async def step(work: object) -> None:
-        steps.append(time.monotonic())
-        await work()  # type: ignore[operator]
-
-    profile = await Measurement(child, onnx_spec, step, data).profile(model, "cpu", 1.0, 16)
-    assert (profile.status, profile.digest, profile.variant) == ("ready", "digest", "m:1/onnx-fp32")
-    assert profile.accuracy == pytest.approx(0.8)
-    assert profile.accuracy_rows == 50
-    assert [b.batch_size for b in profile.batches][:3] == [1, 2, 4]
-    assert all(0 < b.p50_ms <= b.p99_ms for b in profile.batches)
-    assert profile.load_ms > 0
-    assert len(steps) > 5
-
-
-async def test_measuring_says_what_is_wrong(child: ChildExecutor, onnx_spec: LoadSpec, tmp_path: Path) -> None:
-    async def step(work: object) -> None:
-        await work()  # type: ignore[operator]
-
-    model = ModelVersion("m", 1, "t", "onnx", "", "", 0, (X,), (Y,), Evaluation(0.5), "digest")
-    wrong = replace(onnx_spec, outputs=(replace(Y, shape=(-1, 7)),))
-    with pytest.raises(MeasuringError, match="declared is"):
-        await Measurement(child, wrong, step, None).profile(model, "cpu", 1.0, 4)
-    np.savez(tmp_path / "eval.npz", other=np.ones(3), labels=np.ones(3))
-    with pytest.raises(MeasuringError, match="no array for input 'x'; it has"):
-        read_evaluation(tmp_path / "eval.npz", model)
-    np.savez(tmp_path / "pickled.npz", x=np.array([object()]), labels=np.ones(3))
-    with pytest.raises(MeasuringError, match="not a readable"):
-        read_evaluation(tmp_path / "pickled.npz", model)
-    assert item(1).id == "id-1"
 
 
 async def _until(reached: object, timeout_s: float = 20.0) -> None:
