@@ -9,6 +9,8 @@ The leader also writes down how variants live, for those who look and for the ne
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +36,10 @@ _log = structlog.get_logger(__name__)
 PLAN_INTERVAL_MS = 500
 RETRY_S = 1.0
 WRITE_S_MAX = 10.0
+PLAN_SHARE_MAX = 0.1
+"""Of the time: a plan that takes long is made less often."""
+SWITCH_INTERVAL_S = 0.001
+"""For so long a plan in the making may keep the interpreter while the loop waits for it; Python's default is 5 ms."""
 PLAN_KEY = b"plan"
 
 
@@ -69,6 +75,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._topics = Topics(config.kafka.topic_prefix)
         self.leads = False
         self._written: Plan | None = None
+        self._not_before_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -133,7 +140,8 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await producer.start()
             await fleet.start()
-            self._written = None
+            self._written, self._not_before_s = None, 0.0
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
             _log.info("leading")
             yield _Office(producer, fleet, Planner(broker.accuracy_slack, broker.profile_age_s_max * 1000))
         finally:
@@ -141,6 +149,9 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             await fleet.stop()
 
     async def _write_plan(self, office: _Office) -> None:
+        began_s = time.monotonic()
+        if began_s < self._not_before_s:
+            return
         wants: dict[str, float] = {}
         for member in office.fleet.brokers():
             for key, rows_per_second in member.wants.items():
@@ -149,6 +160,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         plan = await asyncio.to_thread(
             office.planner.plan, self._latest(), situation, self._name, self._clock.now_ms()
         )  # beside the loop: it may take longer than a query has time for
+        self._not_before_s = time.monotonic() + (time.monotonic() - began_s) / PLAN_SHARE_MAX
         if plan is None:
             return
         async with asyncio.timeout(WRITE_S_MAX), office.producer.transaction():

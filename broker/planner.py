@@ -225,8 +225,8 @@ class _Group:
         self.models, self.profiles, self.drifted = situation.models, situation.profiles, situation.drifted
         self._before = before
         by_builders = {
-            worker.builders: {v: model for model in self.models.values() for v in variants(model, worker.builders)}
-            for worker in workers
+            builders: {v: model for model in self.models.values() for v in variants(model, builders)}
+            for builders in dict.fromkeys(worker.builders for worker in workers)
         }
         self.makes = {worker.name: by_builders[worker.builders] for worker in workers}
         """Variants that each worker can make, and their models."""
