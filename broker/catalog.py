@@ -15,17 +15,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from broker.profiles import LatencyTable
+from broker.ranking import SIZES, Ranking, between
 from modelless.messages import Correction, ModelVersion, Profile, Query, RecordId, split_variant
 from modelless.tensors import Tensor, TensorSpec
 
 MS_PER_HOUR = 3_600_000.0
+SCALE_STEP = 0.03
+"""By how much what is observed has to differ from what a candidate is ranked by."""
 TARGETS_MAX = 1_000
 """Of versions and variants that were asked for by name, before the oldest is forgotten; tasks are kept."""
 
 
 @dataclass(slots=True, eq=False)
 class Candidate:
-    """One variant on one class of hardware."""
+    """One variant on one class of hardware.
+
+    Its latency and cost, as they are chosen by, follow what its table learns in steps (:meth:`learned`), since each of
+    them ranks it anew wherever it is ranked.
+    """
 
     variant: str
     group: str
@@ -36,23 +43,43 @@ class Candidate:
     """What is chosen by: the lower bound of what was measured, or of what labels say since."""
     table: LatencyTable
     price_per_ms: float
-    _cost_profiled: float = field(init=False)
+    workers: int = 0
+    """How many of its group have it ready."""
+    cost_per_1000_least: float = field(init=False)
+    """Predicted USD per 1,000 rows in the largest batches."""
+    lat_sampled_ms: tuple[float, ...] = field(init=False)
+    """lat(b) at :data:`broker.ranking.SIZES`."""
+    _scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._cost_profiled = self.cost_per_1000(self.table.rows_max) / self.table.scale
+        self.sample()
 
     @property
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
 
+    @property
+    def learned(self) -> bool:
+        """Whether its table has moved by so much that it has to be ranked anew."""
+        return abs(self.table.scale - self._scale) > SCALE_STEP * self._scale
+
+    def lat_ms(self, rows: int) -> float:
+        """lat(rows) as it is chosen by."""
+        index, share = between(rows)
+        low_ms = self.lat_sampled_ms[index]
+        if index == len(SIZES) - 1:
+            return low_ms * share
+        return low_ms + (self.lat_sampled_ms[index + 1] - low_ms) * share
+
     def cost_per_1000(self, rows: int) -> float:
         """Predicted USD per 1,000 rows in batches of ``rows``."""
         return self.table.p50_ms(rows) / rows * self.price_per_ms * 1000
 
-    @property
-    def cost_per_1000_least(self) -> float:
-        """In the largest batches."""
-        return self._cost_profiled * self.table.scale
+    def sample(self) -> None:
+        """Be chosen by what the table says now; wherever it is ranked it has to be ranked anew."""
+        self._scale = self.table.scale
+        self.cost_per_1000_least = self.cost_per_1000(self.table.rows_max)
+        self.lat_sampled_ms = tuple([self.table.p50_ms(size) for size in SIZES])
 
 
 class Target:
@@ -60,20 +87,16 @@ class Target:
 
     def __init__(self, name: str, candidates: Iterable[Candidate] = ()) -> None:
         self.name = name
-        self.candidates: list[Candidate] = []
-        self.accuracy_best = 0.0
+        self.ranking = Ranking()
         for candidate in candidates:
-            self.replace(None, candidate)
+            self.ranking.add(candidate)
 
     def replace(self, before: Candidate | None, after: Candidate | None) -> None:
         """``after`` comes, ``before`` goes."""
         if before is not None:
-            self.candidates.remove(before)
-            if before.accuracy_low >= self.accuracy_best:
-                self.accuracy_best = max((c.accuracy_low for c in self.candidates), default=0.0)
+            self.ranking.remove(before)
         if after is not None:
-            self.candidates.append(after)
-            self.accuracy_best = max(self.accuracy_best, after.accuracy_low)
+            self.ranking.add(after)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +120,8 @@ class Catalog:
         self._versions_of_task: dict[str, set[str]] = defaultdict(set)
         self._profiles_of_model: dict[str, dict[str, Profile]] = defaultdict(dict)
         self._candidates_of_model: dict[str, dict[str, Candidate]] = defaultdict(dict)
+        self._ready: dict[str, int] = {}
+        self._observed: set[Candidate] = set()
         self._tasks: dict[str, Target] = {}
         self._targets: dict[str, Target] = {}
 
@@ -168,6 +193,40 @@ class Catalog:
             if profile.variant == variant:
                 self._renew(profile.key, profile)
 
+    # --- what workers say -----------------------------------------------------------------------------------------
+
+    def set_ready(self, variant: str, group: str, workers: int) -> None:
+        """So many workers of the group have the variant ready now."""
+        key = f"{variant}@{group}"
+        if workers:
+            self._ready[key] = workers
+        else:
+            self._ready.pop(key, None)
+        candidate = self._candidates.get(key)
+        if candidate is not None and candidate.workers != workers:
+            candidate.workers = workers
+            for target in self._targets_of(candidate):
+                target.ranking.reclass(candidate)
+
+    def observed(self, candidate: Candidate) -> None:
+        """Its table learned something, and may forget it later."""
+        self._observed.add(candidate)
+
+    def rank_observed(self) -> None:
+        """Rank those anew whose tables have moved far enough; called a few times a second."""
+        for candidate in list(self._observed):
+            if self._candidates.get(candidate.key) is not candidate:
+                self._observed.discard(candidate)
+            elif candidate.learned:
+                targets = self._targets_of(candidate)
+                for target in targets:
+                    target.ranking.remove(candidate)
+                candidate.sample()
+                for target in targets:
+                    target.ranking.add(candidate)
+            elif candidate.table.scale == 1.0:
+                self._observed.discard(candidate)
+
     # --- what follows ---------------------------------------------------------------------------------------------
 
     def candidate(self, variant: str, group: str) -> Candidate | None:
@@ -229,18 +288,24 @@ class Catalog:
             return
         of = after or before
         assert of is not None
-        version, variant = split_variant(of.variant)[0], of.variant
-        siblings = self._candidates_of_model[version]
+        siblings = self._candidates_of_model[of.model.key]
         siblings.pop(key, None)
         if after is not None:
             siblings[key] = after
-        for name in (version, variant):
-            if name in self._targets:
-                self._targets[name].replace(before, after)
-        served = self._names[of.model.name].served
-        if served is not None and served.key == version:
-            self._tasks[served.task].replace(before, after)
+            if before in self._observed:
+                self._observed.add(after)
+        for target in self._targets_of(of):
+            target.replace(before, after)
         self._serve(of.model.name)
+
+    def _targets_of(self, candidate: Candidate) -> list[Target]:
+        """Those that exist."""
+        model = candidate.model
+        targets = [self._targets.get(model.key), self._targets.get(candidate.variant)]
+        served = self._names[model.name].served
+        if served is not None and served.key == model.key:
+            targets.append(self._tasks[served.task])
+        return [target for target in targets if target is not None]
 
     def _candidate(self, profile: Profile, before: Candidate | None) -> Candidate | None:
         """The same one while nothing changed; what its table has learned stays as long as the batch times do."""
@@ -255,7 +320,8 @@ class Catalog:
             if known == (model, accuracy, accuracy_low, price_per_ms):
                 return before
             table = before.table
-        return Candidate(profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms)
+        workers = self._ready.get(profile.key, 0)
+        return Candidate(profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms, workers)
 
     def _accuracy(self, model: ModelVersion, profile: Profile) -> tuple[float, float]:
         """(what is said, what is chosen by)."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
@@ -28,6 +28,7 @@ from broker.devices import Group, Sent, Worker
 from broker.ledger import Entry, Ledger, State
 from broker.selector import Chosen, Parked, Refused, Selector
 from broker.statistics import Statistics
+from broker.wants import Wants
 from modelless import frames
 from modelless.messages import Cancel, RecordId
 
@@ -36,6 +37,8 @@ BLOCK_SHARE = 0.5
 """Of the shortest latency asked of a group lately: no batch blocks a device for longer, if it can be smaller."""
 LATE_TURN_MS = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
+RANK_INTERVAL_MS = 250.0
+"""So often candidates are ranked by what their tables have learned."""
 QUEUES_MAX = 256
 """Of one group, before those that are empty are forgotten: shapes of rows are the senders' choice."""
 
@@ -95,6 +98,8 @@ class Core:
         self._instructions: list[Instruction] = []
         self._batches = count(1)
         self._sequence = count()
+        self._rank_ms = -NEVER
+        self._wants = Wants()
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -104,7 +109,7 @@ class Core:
         if self._cancelled and self._was_cancelled(entry):
             self._reply(entry, "CANCELLED", "cancelled before it started")
         else:
-            self._place(entry, now_ms)
+            self._place(entry, now_ms, first=True)
 
     def refuse(self, entry: Entry, status: str, message: str) -> None:
         """A record that is no valid query, but has an address: its outcome is an error reply."""
@@ -182,7 +187,7 @@ class Core:
                 self._answered_before(frame)
             case frames.Drain():
                 worker.draining = True
-                self._ready.clear()
+                self._count_ready(worker.group, worker.ready)
                 self._replace_stranded(now_ms)
 
     def lost(self, worker: Worker, now_ms: float) -> None:
@@ -190,7 +195,7 @@ class Core:
         workers = self.groups[worker.group].workers
         if workers.get(worker.incarnation) is worker:
             del workers[worker.incarnation]
-        self._ready.clear()
+        self._count_ready(worker.group, worker.ready)
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
             self.statistics.lost_workers += 1
@@ -212,6 +217,12 @@ class Core:
         self._place_all(outdated, now_ms)
         self._unpark(now_ms)
 
+    def restore(self) -> None:
+        """Begin with what the last brokers had learned of how variants live; the topics have been read."""
+        self.conditions.restore(self.catalog.candidate, self.catalog.profiles)
+        for candidate in self.catalog.candidates():
+            self.catalog.observed(candidate)
+
     def judge(self, now_ms: float) -> None:
         """How what is loaded lives now; to be called about twice a second."""
         self.conditions.judge(self.catalog.candidate, self.groups, now_ms)
@@ -220,6 +231,9 @@ class Core:
 
     def poll(self, now_ms: float) -> list[Instruction]:
         """Everything that is due: expired entries are answered, batches leave."""
+        if now_ms >= self._rank_ms:
+            self._rank_ms = now_ms + RANK_INTERVAL_MS
+            self.catalog.rank_observed()
         self._expire(now_ms)
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
@@ -242,21 +256,28 @@ class Core:
         backlog_ms = sum(queue.candidate.table.queue_ms(queue.rows) for queue in queues)
         return entries, backlog_ms, min((queue.head_deadline_ms for queue in queues), default=NEVER)
 
+    def wants(self, now_ms: float) -> dict[str, float]:
+        """Rows a second that ``variant@group``, which nobody has loaded, would serve better than what is chosen."""
+        return self._wants.rates(now_ms)
+
     def workers(self) -> list[Worker]:
         return [worker for group in self.groups.values() for worker in group.workers.values()]
 
     # --- placing --------------------------------------------------------------------------------------------------
 
-    def _place(self, entry: Entry, now_ms: float) -> None:
-        """Choose for an entry that waits nowhere."""
+    def _place(self, entry: Entry, now_ms: float, *, first: bool = False) -> None:
+        """Choose for an entry that waits nowhere; what would be better is counted once, at ``first``."""
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
             return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
         target = self.catalog.resolve(entry.query, entry.source.record)
         if target is None:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
-        if not target.candidates:
+        if not len(target.ranking):
             return self._park(entry)
-        match self._selector.choose(entry, target, self._finish(now_ms)):
+        choice = self._selector.choose(entry, target, now_ms, self._backlog_ms)
+        if first and choice.wanted is not None:
+            self._wants.add(choice.wanted.key, entry.rows)
+        match choice:
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
                 self._enqueue(entry, candidate, target, now_ms)
@@ -265,26 +286,6 @@ class Core:
             case Parked():
                 self._park(entry)
         return None
-
-    def _finish(self, now_ms: float) -> Callable[[Candidate, Entry], float]:
-        """Predicted finish times at one instant; a group's backlog is worked out once per entry."""
-        backlog_ms: dict[str, float] = {}
-
-        def finish(candidate: Candidate, entry: Entry) -> float:
-            workers = self._ready_workers(candidate.variant, candidate.group)
-            if not workers:
-                return NEVER
-            ahead_ms = backlog_ms.get(candidate.group)
-            if ahead_ms is None:
-                ahead_ms = self._backlog_ms(candidate.group, entry, now_ms)
-                backlog_ms[candidate.group] = ahead_ms
-            alone_ms = candidate.table.p50_ms(entry.rows)
-            finish_ms = now_ms + ahead_ms / len(workers) + alone_ms
-            if candidate in entry.refused_by and entry.latency_deadline_ms is not None:
-                return max(finish_ms, entry.latency_deadline_ms + alone_ms)
-            return finish_ms
-
-        return finish
 
     def _backlog_ms(self, group: str, entry: Entry, now_ms: float) -> float:
         """Predicted work of a group that comes before an entry, all of its devices together."""
@@ -489,11 +490,12 @@ class Core:
             if candidate is not None:
                 for rows, execute_ms in variant.batches:
                     candidate.table.observe(rows, execute_ms, now_ms)
+                    self.catalog.observed(candidate)
                 if variant.rows:
                     self.conditions.ran(worker, candidate, variant.rows, variant.busy_ms, now_ms)
         if ready != worker.ready:
-            worker.ready = ready
-            self._ready.clear()
+            changed, worker.ready = ready ^ worker.ready, ready
+            self._count_ready(worker.group, changed)
             self._replace_stranded(now_ms)
             self._unpark(now_ms)
 
@@ -507,6 +509,12 @@ class Core:
                     self._withdraw(entry)
                     self.ledger.finish(entry)
                     self.statistics.skipped += 1
+
+    def _count_ready(self, group: str, variants: Iterable[str]) -> None:
+        """Other workers of the group have these ready now."""
+        self._ready.clear()
+        for variant in variants:
+            self.catalog.set_ready(variant, group, len(self._ready_workers(variant, group)))
 
     def _ready_workers(self, variant: str, group: str) -> list[Worker]:
         workers = self._ready.get((variant, group))

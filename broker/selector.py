@@ -4,26 +4,30 @@ Two questions, in this order. *Could it be met at all?* is answered by the profi
 query's own rows, cost at the best batch. *Would it be met now?* adds the predicted finish time behind what is queued
 ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is the
 contract's table of ``on_miss``; ``cost_max`` is never given up.
+
+What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
+else could answer, the choice names it as *wanted*, which the brokers tell the leader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
+from broker.ranking import AT_ALL, NEVER, NOT_LOADED, Ranking, Waits
+from modelless.messages import Prefer
 
-Finish = Callable[[Candidate, Entry], float]
-"""Predicted finish in Kafka time (ms) of an entry on a candidate; inf when no worker there has it loaded."""
-
-NEVER = float("inf")
+Backlog = Callable[[str, Entry, float], float]
+"""Predicted ms of work of a group, all its devices together, that would run before an entry, at an instant (ms)."""
 
 
 class Chosen(NamedTuple):
     candidate: Candidate
     missed: tuple[str, ...] = ()
+    wanted: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,159 +35,171 @@ class Refused:
     status: str
     message: str
     retry_after_ms: float | None = None
+    wanted: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
     """Feasible, but nobody is there that could run it."""
 
+    wanted: Candidate | None = None
+
 
 Choice = Chosen | Refused | Parked
 
 
 class Selector:
-    """Stateless but for its two settings."""
+    """Stateless but for its setting."""
 
     def __init__(self, accuracy_slack: float) -> None:
         self._accuracy_slack = accuracy_slack
 
-    def choose(self, entry: Entry, target: Target, finish: Finish) -> Choice:
-        """Decide for one query; the whole table of ``on_miss``."""
-        floor = self.accuracy_floor(entry, target)
-        deadline_ms = entry.latency_deadline_ms
-        if deadline_ms is None:
-            deadline_ms = NEVER
-        latency_ms = deadline_ms - entry.source.arrival_ms
-        chosen = _preferred(target.candidates, entry, floor, latency_ms, deadline_ms, finish)
-        return chosen or self._missed(entry, target, floor, finish)
-
-    def _missed(self, entry: Entry, target: Target, floor: float, finish: Finish) -> Choice:
-        """Nothing that meets the constraints answers in time now."""
-        affordable = _affordable(target.candidates, entry)
-        accurate = [c for c in affordable if c.accuracy_low >= floor]
-        feasible = _fast_enough(accurate, entry)
-        on_miss = entry.query.on_miss
-        if feasible:
-            return self._loaded(entry, feasible, affordable, floor, finish)
-        if on_miss == "late" and accurate:
-            return _preferred(accurate, entry, floor, NEVER, NEVER, finish) or Parked()
-        if on_miss == "degrade":
-            fast = _fast_enough(affordable, entry)
-            if fast:
-                return self._degrade(entry, sorted(fast, key=lambda c: -c.accuracy_low), floor, finish)
-        return Refused("FAILED_PRECONDITION", _nearest(entry, target, floor))
+    def choose(self, entry: Entry, target: Target, now_ms: float, backlog: Backlog) -> Choice:
+        """Decide for one query; the whole table of ``on_miss``. The target has candidates."""
+        query, ranking = entry.query, target.ranking
+        floor, cost_max = query.accuracy_min, query.cost_max
+        if floor is None:
+            floor = ranking.accuracy_best - self._accuracy_slack
+        if cost_max is None:
+            cost_max = NEVER
+        slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
+        if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
+            slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
+        waits, waits_ms = [], 0.0
+        group_before = None
+        for class_id, group, workers in ranking.classes:
+            if group is not group_before:
+                waits_ms, group_before = backlog(group, entry, now_ms), group
+            waits.append((class_id, waits_ms / workers))
+        view = ranking.view(query.prefer, entry.rows)
+        found = view.best(waits, floor, cost_max, slack_ms, entry.refused_by)
+        if found is not None and not ranking.unloaded:
+            return Chosen(found)
+        asked = Asked(entry, ranking, waits, floor, cost_max, slack_ms)
+        wanted = asked.wanted(query.prefer, found, floor, asked.latency_ms) if ranking.unloaded else None
+        return Chosen(found, (), wanted) if found is not None else asked.missed(wanted)
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
         """What was asked for, or the best of what was named minus the slack."""
         wanted = entry.query.accuracy_min
-        return wanted if wanted is not None else target.accuracy_best - self._accuracy_slack
-
-    def _loaded(
-        self,
-        entry: Entry,
-        feasible: Sequence[Candidate],
-        affordable: Sequence[Candidate],
-        floor: float,
-        finish: Finish,
-    ) -> Choice:
-        if entry.query.on_miss == "late":
-            return _earliest([c for c in affordable if c.accuracy_low >= floor], entry, finish)
-        if entry.query.on_miss == "degrade":
-            below = sorted((c for c in affordable if c.accuracy_low < floor), key=lambda c: -c.accuracy_low)
-            return self._degrade(entry, [*feasible, *below], floor, finish)
-        soonest_ms = min(finish(candidate, entry) for candidate in feasible)
-        if soonest_ms == NEVER or entry.latency_deadline_ms is None:
-            return Parked()
-        late_ms = soonest_ms - entry.latency_deadline_ms
-        return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms)
-
-    def _degrade(self, entry: Entry, candidates: Sequence[Candidate], floor: float, finish: Finish) -> Choice:
-        """The first of ``candidates`` that will be in time."""
-        alive = False
-        for candidate in candidates:
-            finish_ms = finish(candidate, entry)
-            alive = alive or finish_ms < NEVER
-            if finish_ms < NEVER and finish_ms <= (entry.latency_deadline_ms or NEVER):
-                return Chosen(candidate, ("accuracy",) if candidate.accuracy_low < floor else ())
-        if alive:
-            return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time")
-        return Parked()
+        return wanted if wanted is not None else target.ranking.accuracy_best - self._accuracy_slack
 
 
-def _preferred(
-    candidates: Sequence[Candidate],
-    entry: Entry,
-    floor: float,
-    latency_ms: float,
-    deadline_ms: float,
-    finish: Finish,
-) -> Chosen | None:
-    """The best by ``prefer`` of those that answer yes to both questions; then the cheaper, then the sooner.
+class Asked:
+    """One query before one target at one instant, when the best of what is loaded is not all there is to say."""
 
-    One pass, since it is made for every query: what is dear to find out is asked last.
-    """
-    query, rows = entry.query, entry.rows
-    prefer = query.prefer
-    cost_max = NEVER if query.cost_max is None else query.cost_max
-    best: Candidate | None = None
-    best_rank: tuple[float, ...] = ()
-    for candidate in candidates:
-        accuracy = candidate.accuracy_low
-        if accuracy < floor:
-            continue
-        cost = candidate.cost_per_1000_least
-        if cost > cost_max:
-            continue
-        rank = (-accuracy, cost) if prefer == "accuracy" else (cost, -accuracy)
-        if best is not None and prefer != "latency" and rank > best_rank[:2]:
-            continue  # whenever it finishes
-        if candidate.table.p50_ms(rows) > latency_ms:
-            continue
-        finish_ms = finish(candidate, entry)
-        if finish_ms > deadline_ms or finish_ms == NEVER:
-            continue
-        whole_rank = (finish_ms, *rank) if prefer == "latency" else (*rank, finish_ms)
-        if best is None or whole_rank < best_rank:
-            best, best_rank = candidate, whole_rank
-    return Chosen(best) if best is not None else None
+    def __init__(
+        self, entry: Entry, ranking: Ranking, waits: Waits, floor: float, cost_max: float, slack_ms: float
+    ) -> None:
+        self._entry, self._ranking, self._waits = entry, ranking, waits
+        self._floor, self._cost_max, self._slack_ms = floor, cost_max, slack_ms
+        deadline_ms = entry.latency_deadline_ms
+        self.latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
+        """What it may take from its log time: by that it is feasible or not."""
+
+    def wanted(self, prefer: Prefer, chosen: Candidate | None, floor: float, latency_ms: float) -> Candidate | None:
+        """The best of what nobody has loaded, if it meets these limits and is better than what is chosen."""
+        candidate = self._best(prefer, NOT_LOADED, floor, latency_ms)
+        if candidate is None or chosen is None:
+            return candidate
+        rows = self._entry.rows
+        return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
+
+    def _best(self, prefer: Prefer, waits: Waits, floor: float, slack_ms: float) -> Candidate | None:
+        entry = self._entry
+        view = self._ranking.view(prefer, entry.rows)
+        return view.best(waits, floor, self._cost_max, slack_ms, entry.refused_by)
+
+    def _exists(self, floor: float, latency_ms: float) -> bool:
+        """Whether anything, loaded or not, meets these limits and the one on cost."""
+        view = self._ranking.view("cost", self._entry.rows)
+        return view.best(AT_ALL, floor, self._cost_max, latency_ms) is not None
+
+    def missed(self, wanted: Candidate | None) -> Choice:
+        """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""
+        prefer, on_miss = self._entry.query.prefer, self._entry.query.on_miss
+        feasible = wanted is not None or self._exists(self._floor, self.latency_ms)
+        if on_miss == "late" and feasible:
+            return _chosen(self._best("latency", self._waits, self._floor, NEVER), wanted)
+        if on_miss == "late" and self._exists(self._floor, NEVER):
+            found = self._best(prefer, self._waits, self._floor, NEVER)
+            return _chosen(found, self.wanted(prefer, found, self._floor, NEVER))
+        if on_miss == "degrade" and (feasible or self._exists(-NEVER, self.latency_ms)):
+            return self._degraded(wanted)
+        if feasible:
+            return self._overloaded(wanted)
+        return Refused("FAILED_PRECONDITION", self._nearest())
+
+    def _degraded(self, wanted: Candidate | None) -> Choice:
+        """The most accurate that will be in time; it is below the floor, since above it none is."""
+        found = self._best("accuracy", self._waits, -NEVER, self._slack_ms)
+        wanted = wanted or self.wanted("accuracy", found, -NEVER, self.latency_ms)
+        if found is not None:
+            return Chosen(found, ("accuracy",), wanted)
+        idle = [(class_id, 0.0) for class_id, _ in self._waits]
+        view = self._ranking.view("accuracy", self._entry.rows)
+        if view.best(idle, -NEVER, self._cost_max, self.latency_ms) is None:
+            return Parked(wanted)
+        return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time", None, wanted)
+
+    def _overloaded(self, wanted: Candidate | None) -> Choice:
+        """When it would have been in time, had it come so much earlier, is when to come back."""
+        rows = self._entry.rows
+        late_ms = NEVER
+        for class_id, wait_ms in self._waits:
+            found = self._best("latency", ((class_id, 0.0),), self._floor, self.latency_ms)
+            if found is not None:
+                late_ms = min(late_ms, wait_ms + found.lat_ms(rows) - self._slack_ms)
+        for refused in self._entry.refused_by:  # its turn came too late this time
+            if isinstance(refused, Candidate) and refused.workers:
+                late_ms = min(late_ms, refused.lat_ms(rows))
+        if late_ms == NEVER or self._slack_ms == NEVER:
+            return Parked(wanted)
+        return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms, wanted)
+
+    def _nearest(self) -> str:
+        """What is feasible next to what was asked for, in words."""
+        ranking, rows = self._ranking, self._entry.rows
+        floor = -NEVER if self._entry.query.on_miss == "degrade" else self._floor
+        most = ranking.view("accuracy", rows).best(AT_ALL, -NEVER, NEVER, NEVER)
+        assert most is not None
+        if most.accuracy_low < floor:
+            return f"no variant has accuracy >= {floor:.4g}; the most accurate, {most.variant}, has {_accuracy(most)}"
+        limits = [f"accuracy >= {floor:.4g}"] if floor > -NEVER else []
+        least = ranking.view("cost", rows).best(AT_ALL, floor, NEVER, NEVER)
+        assert least is not None
+        if least.cost_per_1000_least > self._cost_max:
+            return (
+                f"no variant{_with(limits)} costs at most {self._cost_max:.3g} USD per 1,000; "
+                f"the cheapest, {least.variant}, costs {least.cost_per_1000_least:.3g}"
+            )
+        fastest = ranking.view("latency", rows).best(AT_ALL, floor, self._cost_max, NEVER)
+        assert fastest is not None
+        if self._cost_max < NEVER:
+            limits.append(f"cost <= {self._cost_max:.3g}")
+        needs = f"needs {fastest.lat_ms(rows):.3g} ms for {rows} row(s)"
+        return f"the fastest variant{_with(limits)}, {fastest.variant}, {needs}"
 
 
-def _earliest(candidates: Sequence[Candidate], entry: Entry, finish: Finish) -> Choice:
-    finish_ms, _, candidate = min(((finish(c, entry), i, c) for i, c in enumerate(candidates)), key=lambda t: t[:2])
-    return Parked() if finish_ms == NEVER else Chosen(candidate)
+def _chosen(found: Candidate | None, wanted: Candidate | None) -> Choice:
+    return Parked(wanted) if found is None else Chosen(found, (), wanted)
 
 
-def _affordable(candidates: Sequence[Candidate], entry: Entry) -> Sequence[Candidate]:
-    cost_max = entry.query.cost_max
-    return candidates if cost_max is None else [c for c in candidates if c.cost_per_1000_least <= cost_max]
+def _rank(prefer: Prefer, candidate: Candidate, rows: int) -> tuple[float, float]:
+    """Of an idle candidate; lower is better."""
+    cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
+    if prefer == "latency":
+        return candidate.lat_ms(rows), cost
+    return (cost, -accuracy) if prefer == "cost" else (-accuracy, cost)
 
 
-def _fast_enough(candidates: Sequence[Candidate], entry: Entry) -> Sequence[Candidate]:
-    if entry.latency_deadline_ms is None:
-        return candidates
-    latency_ms, rows = entry.latency_deadline_ms - entry.source.arrival_ms, entry.rows
-    return [c for c in candidates if c.table.p50_ms(rows) <= latency_ms]
+def _with(limits: list[str]) -> str:
+    return f" with {' and '.join(limits)}" if limits else ""
 
 
-def _nearest(entry: Entry, target: Target, floor: float) -> str:
-    """Why nothing is feasible, and the nearest constraints that are."""
-    query, candidates = entry.query, target.candidates
-    if not candidates:
-        return f"{target.name} is registered, but no variant of it could be measured yet; see `modelless models`"
-    accurate = [c for c in candidates if c.accuracy_low >= floor]
-    if not accurate:
-        best = max(candidates, key=lambda c: c.accuracy_low)
-        return f"no variant has accuracy >= {floor:.4g}; the most accurate, {best.variant}, has {best.accuracy_low:.4f}"
-    affordable = _affordable(accurate, entry)
-    if not affordable:
-        least = min(accurate, key=lambda c: c.cost_per_1000_least)
-        return (
-            f"no variant with accuracy >= {floor:.4g} costs at most {query.cost_max:.3g} USD per 1,000; "
-            f"the cheapest, {least.variant}, costs {least.cost_per_1000_least:.3g}"
-        )
-    fastest = min(affordable, key=lambda c: c.table.p50_ms(entry.rows))
-    limit = f" and cost <= {query.cost_max:.3g}" if query.cost_max is not None else ""
+def _accuracy(candidate: Candidate) -> str:
+    """What it is chosen by, and what was measured where that differs."""
+    low = f"{candidate.accuracy_low:.4f}"
     return (
-        f"the fastest variant with accuracy >= {floor:.4g}{limit}, {fastest.variant}, "
-        f"needs {fastest.table.p50_ms(entry.rows):.3g} ms for {entry.rows} row(s)"
+        low if candidate.accuracy == candidate.accuracy_low else f"{low} at least ({candidate.accuracy:.4f} measured)"
     )

@@ -134,7 +134,7 @@ class Broker:
             for follower in (*followers, cancels):
                 await follower.start()
                 stack.push_async_callback(follower.stop)
-            self._core.conditions.restore(self._core.catalog.candidate, self._core.catalog.profiles)
+            self._core.restore()
             await self._refresh_metadata()
             tasks = [
                 asyncio.create_task(self._watch_metadata()),
@@ -507,6 +507,7 @@ class Broker:
                 "leads": float(self._leader.leads),
                 "lag": sum(self._reader.lag().values()),
             },
+            wants=core.wants(self._clock.now_ms()),
         )
 
 

@@ -10,7 +10,8 @@ from broker_builders import model, profile, put, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.catalog import TARGETS_MAX, Catalog, Target, match_inputs
+from broker.catalog import SCALE_STEP, TARGETS_MAX, Catalog, Target, match_inputs
+from broker.ranking import AT_ALL, NEVER, SIZES
 from modelless.messages import Correction, Evaluation, ModelVersion, Profile, Query
 from modelless.tensors import Tensor, TensorSpec
 
@@ -21,7 +22,7 @@ def resolve(catalog: Catalog, **named: str) -> Target | None:
 
 def variants(target: Target | None) -> list[str]:
     assert target is not None
-    return sorted(f"{c.variant}@{c.group}" for c in target.candidates)
+    return sorted(f"{c.variant}@{c.group}" for c in target.ranking.candidates)
 
 
 def test_a_task_means_the_default_version_of_each_of_its_models() -> None:
@@ -85,20 +86,70 @@ def test_what_a_table_learned_stays_while_its_batch_times_do() -> None:
     after = catalog.candidate("m:1/onnx-fp32", "cpu")
     assert after is not None
     assert (after.accuracy, after.table.scale) == (0.5, learned)
-    assert after.cost_per_1000_least == pytest.approx(10 * before.cost_per_1000_least)
+    assert after.cost_per_1000_least == pytest.approx(10 * learned * before.cost_per_1000_least)
     put(catalog, model(), profile(model(), curve=((1, 5.0),)))
     fresh = catalog.candidate("m:1/onnx-fp32", "cpu")
     assert fresh is not None
     assert fresh.table.scale == 1.0
 
 
-def test_cost_follows_what_the_table_learns() -> None:
+def test_candidates_are_ranked_anew_when_their_tables_have_learned_enough() -> None:
     catalog = Catalog()
-    put(catalog, model(), profile(model()))
-    (candidate,) = catalog.candidates()
-    assert candidate.cost_per_1000_least == pytest.approx(10 / 8 * 3.6 / 3_600_000 * 1000)
-    candidate.table.observe(8, 20.0, 0.0)
+    slow, quick = model("slow"), model("quick")
+    put(catalog, slow, profile(slow))
+    put(catalog, quick, profile(quick, curve=((1, 9.0), (8, 9.0))))
+    target = resolve(catalog, task="t")
+    assert target is not None
+
+    def fastest() -> str:
+        found = target.ranking.view("latency", 1).best(AT_ALL, 0, NEVER, NEVER)
+        assert found is not None
+        return found.model.name
+
+    assert fastest() == "quick"
+    candidate = catalog.candidate("quick:1/onnx-fp32", "cpu")
+    assert candidate is not None
+    candidate.table.scale = 1 + SCALE_STEP / 2
+    catalog.observed(candidate)
+    catalog.rank_observed()
+    assert candidate.lat_ms(1) == 9.0
+    candidate.table.scale = 2.0
+    assert (candidate.lat_ms(1), fastest()) == (9.0, "quick")
+    catalog.rank_observed()
+    assert (candidate.lat_ms(1), fastest()) == (18.0, "slow")
     assert candidate.cost_per_1000_least == pytest.approx(candidate.cost_per_1000(8))
+    candidate.table.scale = 1.0
+    catalog.rank_observed()
+    assert fastest() == "quick"
+    catalog.rank_observed()
+    assert not catalog._observed
+
+
+@given(st.integers(1, 3000), st.floats(0.2, 5.0))
+def test_between_sizes_latency_is_linear_and_beyond_them_it_grows_in_proportion(rows: int, scale: float) -> None:
+    catalog = Catalog()
+    put(catalog, model(), profile(model(), curve=((1, 1.0), (4, 3.0), (64, 100.0))))
+    (candidate,) = catalog.candidates()
+    candidate.table.scale = scale
+    candidate.sample()
+    assert candidate.lat_ms(rows) == pytest.approx(candidate.table.p50_ms(rows))
+    (learned,) = candidate.lat_sampled_ms[-1:]
+    assert candidate.lat_ms(SIZES[-1]) == learned
+
+
+def test_who_has_it_ready_is_known_before_and_after_its_profile() -> None:
+    catalog = Catalog()
+    catalog.set_ready("m:1/onnx-fp32", "cpu", 2)
+    put(catalog, model(), profile(model()))
+    target = resolve(catalog, task="t")
+    assert target is not None
+    assert [(each.group, each.workers) for each in target.ranking.classes] == [("cpu", 2)]
+    catalog.set_ready("m:1/onnx-fp32", "cpu", 1)
+    assert [(each.group, each.workers) for each in target.ranking.classes] == [("cpu", 1)]
+    put(catalog, model(), profile(model(), accuracy=0.1))
+    assert [(each.group, each.workers) for each in target.ranking.classes] == [("cpu", 1)]
+    catalog.set_ready("m:1/onnx-fp32", "cpu", 0)
+    assert (target.ranking.classes, target.ranking.unloaded) == ((), 1)
 
 
 def test_a_declared_accuracy_counts_where_none_was_measured() -> None:
@@ -125,7 +176,7 @@ def test_what_is_chosen_by_is_the_lower_bound_and_what_is_said_is_the_accuracy()
     assert (candidate.accuracy, candidate.accuracy_low) == (0.9, 0.85)
     target = resolve(catalog, task="t")
     assert target is not None
-    assert target.accuracy_best == 0.85
+    assert target.ranking.accuracy_best == 0.85
 
 
 def test_a_correction_replaces_what_was_measured_while_it_is_of_the_same_model() -> None:
@@ -213,7 +264,7 @@ def put_or_drop(into: dict[str, Any], key: str, value: Any) -> None:
 
 
 def seen(target: Target | None) -> list[tuple[str, float]] | None:
-    return None if target is None else sorted((c.key, c.accuracy_low) for c in target.candidates)
+    return None if target is None else sorted((c.key, c.accuracy_low) for c in target.ranking.candidates)
 
 
 @settings(max_examples=300, deadline=None)
@@ -230,7 +281,9 @@ def test_record_by_record_it_is_what_all_of_them_say(happened: list[tuple[str, t
             expected = sorted(c for key in of_task for c in facts.candidates(key)) if exists else None
             found = resolve(catalog, task=task)
             assert seen(found) == expected
-            assert found is None or found.accuracy_best == max((accuracy for _, accuracy in expected or []), default=0)
+            assert found is None or found.ranking.accuracy_best == max(
+                (accuracy for _, accuracy in expected or []), default=0
+            )
         for name, version in KEYS:
             key = f"{name}:{version}"
             assert seen(resolve(catalog, model=key)) == (facts.candidates(key) if key in facts.models else None)

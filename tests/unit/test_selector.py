@@ -1,4 +1,4 @@
-"""The selector: the contract's table of ``on_miss`` row by row, and brute force over random tables."""
+"""The selector: the contract's table of ``on_miss`` row by row; ``test_oracle.py`` compares it with brute force."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from broker_builders import entry, model, profile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
@@ -23,25 +21,25 @@ class Case:
     """Candidates with their predicted finish, in ms from the arrival of the query at 0."""
 
     candidates: list[Candidate]
-    finish_ms: dict[str, float]
+    backlog_ms: dict[str, float]
 
     def choose(self, **asked: Any) -> Choice:
         return self.decide(entry(0, **asked))
 
     def decide(self, asked: Entry) -> Choice:
-        target = Target("t", self.candidates)
-        return Selector(0.02).choose(asked, target, lambda c, _: self.finish_ms[c.model.name])
+        return Selector(0.02).choose(asked, Target("t", self.candidates), 0, lambda group, *_: self.backlog_ms[group])
 
 
 def case(*rows: tuple[str, float, float, float, float]) -> Case:
-    """Rows of (name, accuracy, ms alone, price per hour, predicted finish)."""
+    """Rows of (name, accuracy, ms alone, price per hour, predicted finish), each on a group of its own."""
     candidates = []
-    for name, accuracy, ms, price, _ in rows:
+    for name, accuracy, ms, price, finish_ms in rows:
         of = model(name)
         described = profile(of, curve=((1, ms), (8, ms)), accuracy=accuracy, price_per_hour=price)
         table = LatencyTable(described.batches)
-        candidates.append(Candidate(described.variant, "cpu", of, accuracy, accuracy, table, price / 3_600_000))
-    return Case(candidates, {row[0]: row[4] for row in rows})
+        workers = int(finish_ms < INF)
+        candidates.append(Candidate(described.variant, name, of, accuracy, accuracy, table, price / 3_600_000, workers))
+    return Case(candidates, {row[0]: row[4] - row[2] for row in rows})
 
 
 def family(tiny: float = 1.0, small: float = 10.0, large: float = 100.0) -> Case:
@@ -74,10 +72,10 @@ def test_without_accuracy_min_the_tasks_best_minus_the_slack_counts() -> None:
     assert name(case(("a", 0.94, 10, 1, 10), ("b", 0.95, 10, 2, 10)).choose()) == "a"
 
 
-def test_what_takes_too_long_by_itself_is_no_choice_whatever_its_predicted_finish() -> None:
-    choice = case(("a", 0.9, 100, 1, 10)).choose(latency_ms_max=50)
-    assert isinstance(choice, Refused)
-    assert choice.status == "FAILED_PRECONDITION"
+def test_who_has_not_been_heard_of_before_its_log_time_has_no_more_time_than_it_asked_for() -> None:
+    early = entry(0, arrival_ms=1000, latency_ms_max=50, accuracy_min=0.85)
+    assert name(family(small=49).decide(early)) == "small"
+    assert isinstance(family(small=51).decide(early), Refused)
 
 
 def test_what_is_queued_ahead_counts() -> None:
@@ -102,6 +100,14 @@ def test_what_is_queued_ahead_counts() -> None:
         (
             {"accuracy_min": 0.85, "latency_ms_max": 5, "cost_max": 0.001},
             "the fastest variant with accuracy >= 0.85 and cost <= 0.001, small:1/onnx-fp32, needs 10 ms for 1 row(s)",
+        ),
+        (
+            {"accuracy_min": 0.99, "latency_ms_max": 0.5, "on_miss": "degrade"},
+            "the fastest variant, tiny:1/onnx-fp32, needs 1 ms for 1 row(s)",
+        ),
+        (
+            {"cost_max": 1e-6, "on_miss": "degrade"},
+            "no variant costs at most 1e-06 USD per 1,000; the cheapest, tiny:1/onnx-fp32, costs 3.47e-05",
         ),
     ],
 )
@@ -165,89 +171,64 @@ def test_degrade_takes_a_faster_variant_below_the_floor_or_says_deadline_exceede
 @pytest.mark.parametrize("on_miss", ["reject", "late", "degrade"])
 @pytest.mark.parametrize("latency_ms_max", [None, 500])
 def test_without_workers_it_is_parked(on_miss: str, latency_ms_max: float | None) -> None:
-    assert family(INF, INF, INF).choose(latency_ms_max=latency_ms_max, on_miss=on_miss) == Parked()
+    choice = family(INF, INF, INF).choose(latency_ms_max=latency_ms_max, on_miss=on_miss)
+    assert isinstance(choice, Parked)
+    assert choice.wanted is not None
+    assert choice.wanted.model.name == "large"
 
 
 def test_late_takes_a_slow_worker_rather_than_none() -> None:
     table = case(("fast", 0.9, 10, 1, INF), ("slow", 0.9, 60, 1, 60))
     assert name(table.choose(latency_ms_max=50, on_miss="late")) == "slow"
-    assert table.choose(latency_ms_max=50) == Parked()
+    assert isinstance(table.choose(latency_ms_max=50), Parked)
 
 
-# --- brute force ------------------------------------------------------------------------------------------------------
-
-rows = st.tuples(
-    st.sampled_from([0.5, 0.8, 0.9, 0.95]),
-    st.sampled_from([1.0, 10.0, 40.0, 200.0]),
-    st.sampled_from([0.1, 1.0, 10.0]),
-    st.sampled_from([0.0, 5.0, 100.0, INF]),
-)
+# --- what nobody has loaded -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    st.lists(rows, min_size=1, max_size=6),
-    st.sampled_from([None, 5.0, 20.0, 150.0]),
-    st.sampled_from([None, 0.6, 0.85, 0.99]),
-    st.sampled_from([None, 1e-5, 1e-3]),
-    st.sampled_from(["cost", "accuracy", "latency"]),
-    st.sampled_from(["reject", "late", "degrade"]),
-)
-def test_brute_force(
-    drawn: list[tuple[float, float, float, float]],
-    latency: float | None,
-    accuracy: float | None,
-    cost: float | None,
-    prefer: str,
-    on_miss: str,
-) -> None:
-    table = case(*[(f"m{i}", acc, ms, price, ms + ahead) for i, (acc, ms, price, ahead) in enumerate(drawn)])
-    asked = entry(0, latency_ms_max=latency, accuracy_min=accuracy, cost_max=cost, prefer=prefer, on_miss=on_miss)
-    choice = table.decide(asked)
-    bound_ms = latency or 30_000
-    floor = accuracy if accuracy is not None else max(row[0] for row in drawn) - 0.02
-    finish = {c: table.finish_ms[c.model.name] for c in table.candidates}
-    affordable = [c for c in table.candidates if cost is None or c.cost_per_1000_least <= cost]
-    accurate = [c for c in affordable if c.accuracy >= floor]
-    feasible = [c for c in accurate if c.table.p50_ms(1) <= bound_ms]
-    in_time = [c for c in feasible if finish[c] <= bound_ms]
-    if isinstance(choice, Chosen):
-        chosen = choice.candidate
-        assert chosen in affordable, "cost_max is never given up"
-        assert finish[chosen] < INF
-        assert choice.missed == (("accuracy",) if chosen.accuracy < floor else ())
-        if in_time:
-            assert chosen in in_time, "something feasible was there"
-            best = {
-                "cost": min(c.cost_per_1000_least for c in in_time) == chosen.cost_per_1000_least,
-                "accuracy": max(c.accuracy for c in in_time) == chosen.accuracy,
-                "latency": min(finish[c] for c in in_time) == finish[chosen],
-            }
-            assert best[prefer]
-        elif on_miss == "late":
-            assert chosen in accurate
-        else:
-            assert on_miss == "degrade"
-            assert finish[chosen] <= bound_ms
-            others = [c for c in affordable if c.table.p50_ms(1) <= bound_ms and finish[c] <= bound_ms]
-            assert chosen.accuracy == max(c.accuracy for c in others)
-        return
-    assert not in_time
-    allowed = {
-        "reject": feasible,
-        "late": accurate,
-        "degrade": [c for c in affordable if c.table.p50_ms(1) <= bound_ms],
-    }
-    match choice:
-        case Refused(status="FAILED_PRECONDITION"):
-            assert not allowed[on_miss]
-        case Refused(status="RESOURCE_EXHAUSTED", retry_after_ms=retry_after_ms):
-            assert on_miss == "reject"
-            assert retry_after_ms == min(finish[c] for c in feasible) - bound_ms
-        case Refused(status="DEADLINE_EXCEEDED"):
-            assert on_miss == "degrade"
-            assert all(finish[c] > bound_ms for c in allowed["degrade"])
-        case _:
-            assert choice == Parked()
-            assert allowed[on_miss]
-            assert all(finish[c] == INF for c in feasible or allowed[on_miss])
+def wanted(choice: Choice) -> str | None:
+    return choice.wanted and choice.wanted.model.name
+
+
+def test_what_is_loaded_is_chosen_and_what_would_be_better_is_wanted() -> None:
+    table = case(("cheap", 0.9, 10, 1, INF), ("dear", 0.92, 10, 2, 10), ("dearer", 0.95, 20, 3, INF))
+    asked: dict[str, Any] = {"accuracy_min": 0.85}
+    for prefer, best in {"cost": "cheap", "accuracy": "dearer", "latency": "cheap"}.items():
+        choice = table.choose(prefer=prefer, **asked)
+        assert (name(choice), wanted(choice)) == ("dear", best)
+    assert wanted(table.choose(latency_ms_max=5, **asked)) is None
+    assert wanted(table.choose(prefer="accuracy", latency_ms_max=15, **asked)) is None
+
+
+def test_what_only_an_unloaded_variant_can_meet_waits_for_it() -> None:
+    table = case(("good", 0.95, 10, 1, INF), ("bad", 0.5, 10, 1, 10))
+    for on_miss in ("reject", "late"):
+        choice = table.choose(accuracy_min=0.9, on_miss=on_miss)
+        assert isinstance(choice, Parked)
+        assert wanted(choice) == "good"
+    degraded = table.choose(accuracy_min=0.9, on_miss="degrade")
+    assert (name(degraded), wanted(degraded)) == ("bad", "good")
+
+
+def test_what_is_late_anyhow_wants_the_best_for_the_rest() -> None:
+    table = case(("cheap", 0.9, 100, 0.1, INF), ("dear", 0.9, 100, 1, 100), ("quick", 0.5, 1, 1, INF))
+    late = table.choose(accuracy_min=0.85, latency_ms_max=5, on_miss="late")
+    assert (name(late), wanted(late)) == ("dear", "cheap")
+    degraded = table.choose(accuracy_min=0.85, latency_ms_max=5, on_miss="degrade")
+    assert isinstance(degraded, Parked)
+    assert wanted(degraded) == "quick"
+
+
+def test_what_is_refused_under_load_wants_what_could_help() -> None:
+    choice = case(("busy", 0.9, 10, 1, 500), ("idle", 0.9, 10, 9, INF)).choose(latency_ms_max=50)
+    assert isinstance(choice, Refused)
+    assert (choice.status, wanted(choice)) == ("RESOURCE_EXHAUSTED", "idle")
+
+
+def test_what_was_measured_is_told_beside_what_is_sure() -> None:
+    table = family()
+    for candidate in table.candidates:
+        candidate.accuracy_low -= 0.05
+    choice = table.choose(accuracy_min=0.94)
+    assert isinstance(choice, Refused)
+    assert choice.message.endswith("large:1/onnx-fp32, has 0.9000 at least (0.9500 measured)")

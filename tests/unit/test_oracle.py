@@ -1,0 +1,239 @@
+"""The choice against brute force over the same table: many variants, groups, ready workers, backlogs, constraints.
+
+The oracle looks at every candidate and knows nothing of orders, sets and classes. The ranking has lived before it is
+asked: candidates came and went, were loaded and unloaded, and learned other latencies.
+
+Bugs that were planted one by one in :mod:`broker.ranking` and :mod:`broker.selector` and are found here: trust a step
+without looking at the exact limit; one step too few; forget the classes that changed, or the views; let one worker's
+backlog count for two; leave a removed candidate in an order; compare ties by their place; ignore who refused.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker_builders import entry, model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.catalog import Candidate, Target
+from broker.ledger import Entry
+from broker.profiles import LatencyTable
+from broker.selector import Choice, Chosen, Parked, Refused, Selector
+from modelless.messages import BatchTime
+
+INF = float("inf")
+SLACK = 0.02
+GROUPS = ("cpu", "gpu", "edge")
+NOW_MS = 1_700_000_000_000.0
+
+
+@dataclass
+class Life:
+    """A target whose candidates have changed in every way, drawn from a seed; ``coarse`` makes many of them equal."""
+
+    seed: int
+    number: int
+    coarse: bool
+    target: Target = field(init=False)
+    candidates: list[Candidate] = field(default_factory=list)
+    backlog_ms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
+        self.target = Target("t")
+        self.backlog_ms = {group: self.draw.choice((0.0, 3.0, self.draw.uniform(0, 200))) for group in GROUPS}
+        for _ in range(self.number):
+            self.come()
+        for _ in range(self.draw.choice((0, 10, self.number))):
+            self.draw.choice((self.come, self.go, self.load, self.load, self.learn))()
+            if self.draw.random() < 0.1:
+                self.ask()  # so that there is something to go stale
+        if not self.candidates:
+            self.come()
+
+    def value(self, low: float, high: float) -> float:
+        return self.draw.choice((low, (low + high) / 2, high)) if self.coarse else self.draw.uniform(low, high)
+
+    def come(self) -> None:
+        sizes = sorted(self.draw.sample((1, 2, 3, 4, 8, 16, 20, 64, 128), self.draw.choice((1, 2, 4))))
+        ms = self.value(0.5, 50)
+        batches = tuple(BatchTime(size, ms * (1 + size * self.value(0.01, 1)), 1000.0) for size in sizes)
+        low = self.value(0.3, 0.99)
+        candidate = Candidate(
+            f"m:1/b{self.draw.random()}",
+            self.draw.choice(GROUPS),
+            model(),
+            low + 0.01,
+            low,
+            LatencyTable(batches),
+            self.draw.choice((0.0, 1.0, 3.0)) / 3_600_000,
+            self.draw.choice((0, 0, 1, 1, 2, 5)),
+        )
+        self.candidates.append(candidate)
+        self.target.ranking.add(candidate)
+
+    def go(self) -> None:
+        if self.candidates:
+            self.target.ranking.remove(self.candidates.pop(self.draw.randrange(len(self.candidates))))
+
+    def load(self) -> None:
+        if self.candidates:
+            candidate = self.draw.choice(self.candidates)
+            candidate.workers = self.draw.choice((0, 1, 2, 3))
+            self.target.ranking.reclass(candidate)
+
+    def learn(self) -> None:
+        if self.candidates:
+            candidate = self.draw.choice(self.candidates)
+            candidate.table.scale = self.draw.choice((0.5, 1.0, 3.0))
+            if candidate.learned:
+                self.target.ranking.remove(candidate)
+                candidate.sample()
+                self.target.ranking.add(candidate)
+
+    def asked(self) -> Entry:
+        draw = self.draw
+        constraints: dict[str, Any] = {
+            "latency_ms_max": draw.choice((None, 1.0, 20.0, 100.0, draw.uniform(0.1, 300))),
+            "accuracy_min": draw.choice((None, 0.3, 0.645, 0.99, draw.random())),
+            "cost_max": draw.choice((None, None, 0.0, 10 ** draw.uniform(-6, -2))),
+            "prefer": draw.choice(("cost", "accuracy", "latency")),
+            "on_miss": draw.choice(("reject", "late", "degrade")),
+        }
+        made = entry(0, arrival_ms=NOW_MS - draw.choice((0, 0, 5, -5)), rows=draw.randint(1, 64), **constraints)
+        if draw.random() < 0.2 and constraints["on_miss"] != "late" and self.candidates:
+            made.refused_by = tuple(draw.sample(self.candidates, min(2, len(self.candidates))))
+        return made
+
+    def ask(self) -> tuple[Entry, Choice]:
+        asked = self.asked()
+        if not self.candidates:
+            return asked, Parked()
+        backlog = lambda group, *_: self.backlog_ms[group]  # noqa: E731
+        return asked, Selector(SLACK).choose(asked, self.target, NOW_MS, backlog)
+
+
+class Oracle:
+    """Everything about one query that the table of ``on_miss`` asks for, by looking at each candidate."""
+
+    def __init__(self, life: Life, asked: Entry) -> None:
+        self.life, self.asked, query = life, asked, asked.query
+        everybody = life.candidates
+        self.floor = query.accuracy_min
+        if self.floor is None:
+            self.floor = max(c.accuracy_low for c in everybody) - SLACK
+        deadline_ms = asked.latency_deadline_ms or INF
+        self.latency_ms = deadline_ms - asked.source.arrival_ms
+        self.slack_ms = deadline_ms - max(NOW_MS, asked.source.arrival_ms)
+        self.affordable = [c for c in everybody if query.cost_max is None or c.cost_per_1000_least <= query.cost_max]
+        self.accurate = [c for c in self.affordable if c.accuracy_low >= self.floor]
+        self.feasible = [c for c in self.accurate if self.lat_ms(c) <= self.latency_ms]
+        self.fast = [c for c in self.affordable if self.lat_ms(c) <= self.latency_ms]
+
+    def lat_ms(self, candidate: Candidate) -> float:
+        return candidate.lat_ms(self.asked.rows)
+
+    def wait_ms(self, candidate: Candidate) -> float:
+        return self.life.backlog_ms[candidate.group] / candidate.workers
+
+    def loaded(self, candidates: list[Candidate]) -> list[Candidate]:
+        return [c for c in candidates if c.workers and c not in self.asked.refused_by]
+
+    def in_time(self, candidates: list[Candidate]) -> list[Candidate]:
+        return [c for c in self.loaded(candidates) if self.lat_ms(c) <= self.slack_ms - self.wait_ms(c)]
+
+    def rank(self, candidate: Candidate, prefer: str, *, idle: bool = False) -> tuple[float, float]:
+        cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
+        wait_ms = 0.0 if idle else self.wait_ms(candidate)
+        by_latency = wait_ms + self.lat_ms(candidate), cost
+        return {"cost": (cost, -accuracy), "accuracy": (-accuracy, cost), "latency": by_latency}[prefer]
+
+    def assert_best(self, choice: Choice, of: list[Candidate], prefer: str, missed: tuple[str, ...] = ()) -> None:
+        assert isinstance(choice, Chosen), choice
+        assert choice.candidate in of
+        assert self.rank(choice.candidate, prefer) == min(self.rank(c, prefer) for c in of)
+        assert choice.missed == missed
+
+    def check(self, choice: Choice) -> None:
+        """The table of ``on_miss``."""
+        prefer, on_miss = self.asked.query.prefer, self.asked.query.on_miss
+        if ready := self.in_time(self.feasible):
+            self.assert_best(choice, ready, prefer)
+        elif on_miss == "late" and self.accurate:
+            if waiting := self.loaded(self.accurate):
+                self.assert_best(choice, waiting, "latency" if self.feasible else prefer)
+            else:
+                assert isinstance(choice, Parked)
+        elif on_miss == "degrade" and self.fast:
+            if ready := self.in_time(self.fast):
+                self.assert_best(choice, ready, "accuracy", ("accuracy",))
+            elif any(c.workers for c in self.fast):
+                assert isinstance(choice, Refused)
+                assert choice.status == "DEADLINE_EXCEEDED"
+            else:
+                assert isinstance(choice, Parked)
+        elif self.feasible:
+            self.check_overload(choice)
+        else:
+            assert isinstance(choice, Refused)
+            assert choice.status == "FAILED_PRECONDITION"
+            self.check_nearest(choice.message)
+        self.check_wanted(choice)
+
+    def check_overload(self, choice: Choice) -> None:
+        late = [self.wait_ms(c) + self.lat_ms(c) - self.slack_ms for c in self.loaded(self.feasible)]
+        late += [self.lat_ms(c) for c in self.asked.refused_by if isinstance(c, Candidate) and c.workers]
+        if not late or self.slack_ms == INF:
+            assert isinstance(choice, Parked)
+        else:
+            assert isinstance(choice, Refused)
+            assert (choice.status, choice.retry_after_ms) == ("RESOURCE_EXHAUSTED", min(late))
+
+    def check_nearest(self, message: str) -> None:
+        """The nearest that is feasible is named with its number."""
+        everybody, query = self.life.candidates, self.asked.query
+        accurate = everybody
+        if query.on_miss != "degrade":
+            accurate = [c for c in everybody if c.accuracy_low >= self.floor]
+        affordable = [c for c in accurate if c in self.affordable]
+        if not accurate:
+            best = max(c.accuracy_low for c in everybody)
+            assert f"has {best:.4f}" in message
+        elif not affordable:
+            assert message.endswith(f"costs {min(c.cost_per_1000_least for c in accurate):.3g}")
+        else:
+            assert f"needs {min(self.lat_ms(c) for c in affordable):.3g} ms" in message
+
+    def check_wanted(self, choice: Choice) -> None:
+        """The best of what is not loaded, allowed, and better than what was chosen."""
+        query, chosen = self.asked.query, choice.candidate if isinstance(choice, Chosen) else None
+        prefer, pool = query.prefer, self.unloaded(self.feasible)
+        if not self.in_time(self.feasible):
+            if pool:
+                chosen = None  # whatever is chosen, it gives something up
+            elif query.on_miss == "late" and not self.feasible:
+                pool = self.unloaded(self.accurate)
+            elif query.on_miss == "degrade":
+                prefer, pool = "accuracy", self.unloaded(self.fast)
+        ranks = {c: self.rank(c, prefer, idle=True) for c in pool}
+        if chosen is not None:
+            own = self.rank(chosen, prefer, idle=True)
+            ranks = {c: rank for c, rank in ranks.items() if rank < own}
+        assert (choice.wanted is None) == (not ranks)
+        if choice.wanted is not None:
+            assert ranks[choice.wanted] == min(ranks.values())
+
+    def unloaded(self, candidates: list[Candidate]) -> list[Candidate]:
+        return [c for c in candidates if not c.workers and c not in self.asked.refused_by]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.one_of(st.integers(1, 12), st.integers(1, 500)), st.booleans())
+def test_the_choice_is_the_oracles(seed: int, number: int, coarse: bool) -> None:
+    life = Life(seed, number, coarse)
+    for _ in range(8):
+        asked, choice = life.ask()
+        Oracle(life, asked).check(choice)
