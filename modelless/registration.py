@@ -3,8 +3,10 @@
 The same content (its digest) is the same version, so registering twice changes nothing. Two operators at once cannot
 take one version number for two models (:mod:`modelless.registry`).
 
-A group's way: **waiting** (nobody measures yet, or it is being measured) → **loading** (a profile is there) →
-**ready** (a worker of the group has it loaded), or **failed** with the reason.
+A variant's way on a group: **waiting** (it is being built or measured, or will be) → **measured** → **loaded** by a
+worker of the group, which not every variant needs to be; or **failed** with the reason. A group's: **waiting** →
+**loading** (one of them is measured) → **ready** (one is loaded, so that it serves the model), or **failed** when all
+are.
 """
 
 from __future__ import annotations
@@ -17,19 +19,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from aiokafka.structs import ConsumerRecord
+
 from modelless import registry, store
 from modelless.catalog import Catalog, CatalogView, model_digest
 from modelless.clock import KafkaClock
+from modelless.codec import decode_record
 from modelless.config import Config
-from modelless.errors import DeadlineExceededError, UnavailableError
+from modelless.errors import DeadlineExceededError, DecodeError, UnavailableError
 from modelless.fleet import FleetView
-from modelless.messages import Evaluation, Member, ModelVersion, Profile, split_variant
+from modelless.messages import Evaluation, Member, ModelVersion, Plan, Profile, split_variant
 from modelless.specification import Specification, read_specification
+from modelless.tables import Follower
 from modelless.topic_settings import ensure_task_topic
+from modelless.topics import Topics
 
 TIMEOUT_S = 300.0
 NOBODY_S = 10.0
 """How long to look for a broker and a worker before giving up."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantProgress:
+    """How far one group is with a variant."""
+
+    variant: str
+    state: Literal["waiting", "measured", "loaded", "failed"]
+    profile: Profile | None = None
+    """Absent while it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +56,15 @@ class GroupProgress:
     group: str
     state: Literal["waiting", "loading", "ready", "failed"]
     profile: Profile | None = None
+    """Of a variant that is loaded; until then of one that is measured, or that failed."""
     reason: str | None = None
     """Why it failed, or what its workers complain about."""
+    variants: tuple[VariantProgress, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is built or measured any more."""
+        return self.state in ("ready", "failed") and all(one.state != "waiting" for one in self.variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +88,7 @@ async def register(
     path: Path,
     *,
     wait: bool = True,
+    wait_all: bool = False,
     timeout_s: float = TIMEOUT_S,
     on_progress: OnProgress | None = None,
 ) -> Registered:
@@ -71,6 +96,7 @@ async def register(
 
     Args:
         wait: return when every group that is alive serves it or failed to; otherwise once it is written.
+        wait_all: and when all its variants are built and measured, or failed.
         on_progress: called with the state of every group whenever one changes.
 
     Raises:
@@ -93,7 +119,10 @@ async def register(
         fleet = FleetView(config, wall_clock(), changed.set)
         views.push_async_callback(fleet.stop)
         await fleet.start()
-        watch = _Watch(config, view.catalog, fleet, model, on_progress or (lambda *_: None))
+        plans = _PlanView(config, changed.set)
+        views.push_async_callback(plans.stop)
+        await plans.start()
+        watch = _Watch(config, view.catalog, fleet, plans, model, wait_all, on_progress or (lambda *_: None))
         return Registered(model, known is None, await watch.until_settled(changed, timeout_s))
 
 
@@ -106,7 +135,7 @@ def wall_clock() -> KafkaClock:
 
 
 def progress(
-    config: Config, catalog: Catalog, model: ModelVersion, workers: Sequence[Member]
+    config: Config, catalog: Catalog, model: ModelVersion, workers: Sequence[Member], plan: Plan | None = None
 ) -> tuple[GroupProgress, ...]:
     """How far every group of the living ``workers`` that can run the model's format is with it. Pure."""
     profiles = catalog.profiles(model)
@@ -118,6 +147,7 @@ def progress(
             group,
             [profile for profile in profiles if profile.group == group],
             [worker for worker in workers if worker.group == group],
+            plan,
         )
         for group in groups
         if group in known or _can_run(config, group, model.format)
@@ -125,16 +155,43 @@ def progress(
 
 
 def _group_progress(
-    model: ModelVersion, group: str, profiles: Sequence[Profile], workers: Sequence[Member]
+    model: ModelVersion, group: str, profiles: Sequence[Profile], workers: Sequence[Member], plan: Plan | None
 ) -> GroupProgress:
-    ready = next((profile for profile in profiles if profile.status == "ready"), None)
+    variants = _variants(model, profiles, workers, plan)
     complaint = _complaint(model, workers)
-    if ready is not None:
-        loaded = any(ready.variant in worker.variants for worker in workers)
-        return GroupProgress(group, "ready" if loaded else "loading", ready, None if loaded else complaint)
-    if profiles:
-        return GroupProgress(group, "failed", profiles[0], profiles[0].reason or complaint)
-    return GroupProgress(group, "waiting", None, complaint)
+
+    def first(state: str) -> Profile | None:
+        return next((one.profile for one in variants if one.state == state), None)
+
+    if (loaded := first("loaded")) is not None:
+        return GroupProgress(group, "ready", loaded, None, variants)
+    if (measured := first("measured")) is not None:
+        return GroupProgress(group, "loading", measured, complaint, variants)
+    failed = first("failed")
+    if failed is not None and all(one.state == "failed" for one in variants):
+        return GroupProgress(group, "failed", failed, failed.reason or complaint, variants)
+    return GroupProgress(group, "waiting", None, complaint, variants)
+
+
+def _variants(
+    model: ModelVersion, profiles: Sequence[Profile], workers: Sequence[Member], plan: Plan | None
+) -> tuple[VariantProgress, ...]:
+    """Those of one group that are profiled, and those that the plan wants to be."""
+    loaded = {variant for worker in workers for variant in worker.variants}
+    found = {
+        profile.variant: VariantProgress(
+            profile.variant,
+            "failed" if profile.status == "failed" else "loaded" if profile.variant in loaded else "measured",
+            profile,
+        )
+        for profile in profiles
+    }
+    assigned = plan.workers if plan is not None else {}
+    for worker in workers:
+        for variant in assigned[worker.name].measure if worker.name in assigned else ():
+            if split_variant(variant)[0] == model.key:
+                found.setdefault(variant, VariantProgress(variant, "waiting"))
+    return tuple(found[variant] for variant in sorted(found))
 
 
 def _complaint(model: ModelVersion, workers: Sequence[Member]) -> str | None:
@@ -152,16 +209,49 @@ def _can_run(config: Config, group: str, format: str) -> bool:
     return device is None or (device == "emulated") == (format == "emulated")
 
 
+class _PlanView:
+    """Follows the plan; ``plan`` is the newest one."""
+
+    def __init__(self, config: Config, on_change: Callable[[], None]) -> None:
+        self.plan: Plan | None = None
+        self._on_change = on_change
+        self._follower = Follower(config, [Topics(config.kafka.topic_prefix).plan], self._on_record)
+
+    async def start(self) -> None:
+        await self._follower.start()
+
+    async def stop(self) -> None:
+        await self._follower.stop()
+
+    def _on_record(self, record: ConsumerRecord) -> None:
+        try:
+            plan = decode_record(Plan, record.value)
+        except DecodeError:
+            return  # workers raise the alarm
+        if self.plan is None or plan.epoch >= self.plan.epoch:
+            self.plan = plan
+        self._on_change()
+
+
 class _Watch:
     """Waits for the groups to settle."""
 
     def __init__(
-        self, config: Config, catalog: Catalog, fleet: FleetView, model: ModelVersion, on_progress: OnProgress
+        self,
+        config: Config,
+        catalog: Catalog,
+        fleet: FleetView,
+        plans: _PlanView,
+        model: ModelVersion,
+        wait_all: bool,
+        on_progress: OnProgress,
     ) -> None:
         self._config = config
         self._catalog = catalog
         self._fleet = fleet
+        self._plans = plans
         self._model = model
+        self._wait_all = wait_all
         self._on_progress = on_progress
         self._groups: tuple[GroupProgress, ...] = ()
 
@@ -195,21 +285,29 @@ class _Watch:
         return None
 
     def _look(self) -> bool:
-        groups = progress(self._config, self._catalog, self._model, self._fleet.workers())
+        groups = progress(self._config, self._catalog, self._model, self._fleet.workers(), self._plans.plan)
         if groups != self._groups:
             self._groups = groups
             self._on_progress(self._model, groups)
+        if self._wait_all:
+            return bool(groups) and all(group.is_complete for group in groups)
         return bool(groups) and all(group.state in ("ready", "failed") for group in groups)
 
     def _how_far(self, timeout_s: float) -> str:
         lines = [
-            f"group {group.group} is {group.state}" + (f" ({group.reason})" if group.reason else "")
+            f"group {group.group} is {group.state}" + (f" ({group.reason})" if group.reason else "") + _waiting(group)
             for group in self._groups
         ]
+        missing = "complete" if self._wait_all else "served everywhere"
         return (
-            f"{self._model.key} is registered, but not served everywhere after {timeout_s:g} s: "
+            f"{self._model.key} is registered, but not {missing} after {timeout_s:g} s: "
             f"{'; '.join(lines) or 'no group is there'}. `modelless status` and `modelless models` show how it goes on"
         )
+
+
+def _waiting(group: GroupProgress) -> str:
+    names = [split_variant(one.variant)[1] for one in group.variants if one.state == "waiting"]
+    return f", waiting for {', '.join(names)}" if names else ""
 
 
 async def _next(changed: asyncio.Event) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import planted_builders
 import pytest
 from aiokafka.admin import NewTopic
 from worker_builders import CRASH, HANG, RAISE, X, Y, batch, item, write_onnx, write_safetensors
@@ -75,18 +76,21 @@ class Broker:
         key = f"model/{model.key}".encode()
         await self._producer.send_and_wait(self.topics.registry, encode_record(model), key=key)
 
-    async def plan(self, load: Sequence[str] = (), measure: Sequence[str] = ()) -> None:
+    async def plan(self, load: Sequence[str] = (), measure: Sequence[str] = (), worker: str = WORKER) -> None:
         self.epoch += 1
-        plan = Plan(self.epoch, "test", 0.0, {WORKER: Assignment(tuple(load), tuple(measure))})
+        plan = Plan(self.epoch, "test", 0.0, {worker: Assignment(tuple(load), tuple(measure))})
         await self._producer.send_and_wait(self.topics.plan, encode_record(plan), key=b"plan")
 
     async def profile(self) -> Profile:
         """The first one that is published."""
+        return (await self.profiles(1))[0]
+
+    async def profiles(self, count: int) -> list[Profile]:
         consumer = make_consumer(self.config, self.topics.profiles)
         await consumer.start()
         try:
             async with asyncio.timeout(60):
-                return decode_record(Profile, (await consumer.getone()).value)
+                return [decode_record(Profile, (await consumer.getone()).value) for _ in range(count)]
         finally:
             await consumer.stop()
 
@@ -161,7 +165,10 @@ async def broker(config: Config) -> AsyncIterator[Broker]:
 
 
 @contextlib.asynccontextmanager
-async def worker(config: Config, device: str = "cpu", **env: str) -> AsyncIterator[subprocess.Popen[bytes]]:
+async def worker(
+    config: Config, device: str = "cpu", name: str = WORKER, path: Path | None = None, **env: str
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """``path``: another folder to import from."""
     group = {"name": "cpu", "device": device, "price_per_hour": 3.6}
     settings = {
         "KAFKA__BOOTSTRAP_SERVERS": config.kafka.servers,
@@ -174,9 +181,10 @@ async def worker(config: Config, device: str = "cpu", **env: str) -> AsyncIterat
         "WORKER__MEASURE_S": "1",
         "GROUPS": json.dumps([group]),
     } | env
-    environment = os.environ | {"PYTHONPATH": SUPPORT} | {f"MODELLESS_{k}": v for k, v in settings.items()}
+    python_path = SUPPORT if path is None else f"{SUPPORT}:{path}"
+    environment = os.environ | {"PYTHONPATH": python_path} | {f"MODELLESS_{k}": v for k, v in settings.items()}
     command = [sys.executable, "-c", "from modelless.commands import main; main()", "worker", "--group", "cpu"]
-    process = subprocess.Popen([*command, "--name", WORKER], env=environment)  # noqa: ASYNC220
+    process = subprocess.Popen([*command, "--name", name], env=environment)  # noqa: ASYNC220
     try:
         yield process
     finally:
@@ -306,6 +314,41 @@ async def test_what_cannot_be_measured_says_why(broker: Broker, config: Config, 
         profile = await broker.profile()
         assert profile.status == "failed"
         assert "worker.factories_allowed" in (profile.reason or "")
+
+
+async def test_what_one_worker_built_the_next_one_loads(broker: Broker, config: Config, tmp_path: Path) -> None:
+    """On another machine, as far as it can tell: its cache is empty. A builder that fails is in nobody's way."""
+    planted_builders.install(tmp_path)
+    model = await registered(broker, write_onnx(tmp_path / "m.onnx"))
+    refused, planted, plain = (f"{model.key}/{name}" for name in ("refused", "planted", "onnx-fp32"))
+    await broker.plan(measure=[refused, planted, plain])
+    fleet = FleetView(config, broker.clock)
+    await fleet.start()
+
+    def builds() -> list[float]:
+        return [member.statistics["builds"] for member in fleet.workers()]
+
+    async with worker(config, path=tmp_path):
+        profiles = {profile.variant: profile for profile in await broker.profiles(3)}
+        assert {variant: profile.status for variant, profile in profiles.items()} == {
+            refused: "failed",
+            planted: "ready",
+            plain: "ready",
+        }
+        assert profiles[planted].build_ms > 0
+        assert profiles[planted].load_warm_ms > 0
+        await broker.plan(load=[planted, plain])
+        await broker.ready(planted)
+        await until(lambda: builds() == [1.0])
+    broker.heard.clear()
+    await broker.plan(load=[planted, plain], worker="cpu-1")
+    async with worker(config, name="cpu-1", path=tmp_path, STORE__CACHE=str(tmp_path / "elsewhere")):
+        await broker.ready(planted)
+        sent = broker.send([1.0], planted)
+        assert (await broker.replies(sent, 1))[0].outputs[0].to_numpy().tolist() == [[2.0] * 4]
+        await until(lambda: any(m.name == "cpu-1" and m.statistics["builds"] == 0 for m in fleet.workers()))
+    assert list((tmp_path / "elsewhere").rglob("*.onnx"))
+    await fleet.stop()
 
 
 async def test_an_emulated_worker_is_a_real_member(broker: Broker, config: Config, tmp_path: Path) -> None:

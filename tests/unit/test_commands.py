@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from modelless.commands.models import best_batch
 from modelless.commands.query import _array, _read_input
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError
-from modelless.messages import BatchTime, Correction, Evaluation, Member, ModelVersion, Profile
+from modelless.messages import Assignment, BatchTime, Correction, Evaluation, Member, ModelVersion, Plan, Profile
 from modelless.overview import drifts, warnings
-from modelless.registration import progress
+from modelless.registration import GroupProgress, progress
 
 MODEL = ModelVersion("m", 1, "t", "onnx", "file:///m.onnx", "0" * 64, 1, (), (), Evaluation(0.9), "digest")
 READY = Profile("m:1/onnx-fp32", "cpu", "ready", "digest", batches=(BatchTime(1, 1.0, 2.0),))
@@ -87,6 +88,32 @@ def test_progress_of_groups() -> None:
     assert states(worker("cpu"), profiles=(READY,)) == [("cpu", "loading", None)]
     assert states(worker("cpu", "m:1/onnx-fp32"), profiles=(READY,)) == [("cpu", "ready", None)]
     assert states(worker("cpu"), profiles=(FAILED,)) == [("cpu", "failed", "needs 3 GB")]
+
+
+def test_progress_of_variants() -> None:
+    """What the plan wants to be measured is waited for; one that is loaded is enough to be ready."""
+    other, third = replace(READY, variant="m:1/onnx-int8"), "m:1/torch-compile"
+    plan = Plan(1, "broker-0", 0.0, {"cpu-0": Assignment((), (third, "n:1/onnx-fp32")), "gpu-0": Assignment()})
+
+    def group(*profiles: Profile, loaded: tuple[str, ...] = (), plan: Plan | None = plan) -> GroupProgress:
+        (found,) = progress(Config(), OneModel(*profiles), MODEL, [worker("cpu", *loaded)], plan)  # type: ignore[arg-type]
+        return found
+
+    def states(found: GroupProgress) -> dict[str, str]:
+        return {one.variant: one.state for one in found.variants}
+
+    assert states(group()) == {third: "waiting"}
+    assert group(FAILED).state == "waiting"
+    done = replace(FAILED, variant=third)
+    assert group(FAILED, done).state == "failed"
+    assert group(FAILED, done).is_complete
+    measured = group(other, FAILED)
+    assert (measured.state, measured.profile) == ("loading", other)
+    served = group(READY, other, loaded=("m:1/onnx-int8",))
+    assert states(served) == {"m:1/onnx-fp32": "measured", "m:1/onnx-int8": "loaded", third: "waiting"}
+    assert (served.state, served.profile, served.is_complete) == ("ready", other, False)
+    assert group(READY, done, loaded=(READY.variant,)).is_complete
+    assert not group(READY, done).is_complete
 
 
 def test_inputs_of_a_query(tmp_path: Path) -> None:
