@@ -56,6 +56,7 @@ PURE = frozenset(
         "modelless.structure",
         "modelless.tensors",
         "modelless.topics",
+        "modelless.variants",
         "modelless.wire",
         "workers.answered",
         "workers.bisect",

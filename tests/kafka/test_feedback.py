@@ -71,6 +71,12 @@ class System:
         with (self.folder / f"{command[0]}.log").open("ab") as log:
             self.processes[command[0]] = subprocess.Popen(arguments, cwd=self.folder, stdout=log, stderr=log)
 
+    async def says(self, command: str) -> str:
+        """What a command prints."""
+        arguments = [sys.executable, "-m", "modelless", command, "--config", str(self.file)]
+        ended = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, check=True)
+        return str(ended.stdout)
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
@@ -164,6 +170,10 @@ async def test_wrong_answers_make_the_system_choose_another_variant(system: Syst
                 break
         assert (await ask(client)).model == "dear"
         assert await system.position() == 20
+        models, status = await asyncio.gather(system.says("models"), system.says("status"))
+        (line,) = [line for line in models.splitlines() if "drifted" in line]
+        assert f"{correction.accuracy:.4f}" in line
+        assert f"{cheap} has drifted" in status
 
     await asyncio.to_thread(ask_and_label, system.config)
     system.processes["broker"].kill()

@@ -1,4 +1,4 @@
-"""What the commands say, without a cluster: warnings, the best batch, inputs, errors and help."""
+"""What the commands say, without a cluster: warnings, inputs, errors and help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from modelless.commands.models import best_batch
 from modelless.commands.query import _array, _read_input
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError
@@ -27,16 +26,6 @@ BROKER = Member("broker", "broker-0", "1", "ready")
 
 def worker(group: str = "cpu", *variants: str, **errors: str) -> Member:
     return Member("worker", f"{group}-0", "1", "ready", group=group, variants=variants, errors=errors)
-
-
-def test_best_batch_has_the_highest_throughput() -> None:
-    batches = (BatchTime(1, 1.0, 1.0), BatchTime(8, 4.0, 5.0), BatchTime(16, 16.0, 20.0))
-    best = best_batch(Profile("v", "g", "ready", "d", batches=batches, price_per_hour=3.6))
-
-    assert best is not None
-    assert (best.batch_size, best.p50_ms, best.rows_per_second) == (8, 4.0, 2000.0)
-    assert best.cost == pytest.approx(3.6 / 3600 * 0.5)  # 1,000 rows take half a second
-    assert best_batch(FAILED) is None
 
 
 @pytest.mark.parametrize(
