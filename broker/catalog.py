@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from broker.profiles import LatencyTable
 from broker.ranking import SIZES, Ranking, between
-from modelless.messages import Correction, ModelVersion, Profile, Query, RecordId, split_variant
+from broker.versions import Loaded, name_of, served, standing
+from modelless.messages import Correction, Labels, ModelVersion, Profile, Query, split_variant
 from modelless.tensors import Tensor, TensorSpec
 
 MS_PER_HOUR = 3_600_000.0
@@ -124,6 +125,9 @@ class Catalog:
         self._observed: set[Candidate] = set()
         self._tasks: dict[str, Target] = {}
         self._targets: dict[str, Target] = {}
+        self._workers: dict[str, Loaded] = {}
+        self.labels: dict[str, Labels] = {}
+        """By model name."""
 
     @property
     def models(self) -> dict[str, ModelVersion]:
@@ -193,6 +197,24 @@ class Catalog:
             if profile.variant == variant:
                 self._renew(profile.key, profile)
 
+    def put_labels(self, name: str, labels: Labels | None) -> None:
+        """An operator, or the leader, says which versions of a model answer."""
+        if labels is None:
+            self.labels.pop(name, None)
+        else:
+            self.labels[name] = labels
+        if name in self._names:
+            self._serve(name)
+
+    def put_worker(self, incarnation: str, loaded: Loaded | None) -> None:
+        """What a worker has loaded, or should, changed; None: its link is gone."""
+        before = self._workers.pop(incarnation, None)
+        if loaded is not None:
+            self._workers[incarnation] = loaded
+        for name in {name_of(variant) for variant, _ in _variants(before) ^ _variants(loaded)}:
+            if name in self._names:
+                self._serve(name)
+
     # --- what workers say -----------------------------------------------------------------------------------------
 
     def set_ready(self, variant: str, group: str, workers: int) -> None:
@@ -238,21 +260,41 @@ class Catalog:
     def tasks(self) -> list[str]:
         return sorted(self._tasks)
 
-    def resolve(self, query: Query, record: RecordId | None = None) -> Target | None:
-        """The target that a query names; None when there is no such thing. ``record`` is where the query lies."""
+    def resolve(self, query: Query) -> Target | None:
+        """The target that a query names; None when there is no such thing."""
         if query.task is not None:
             return self._tasks.get(query.task)
         if query.model is not None:
-            version = query.model if ":" in query.model else self.version_for(query.model, record)
-            return self._of_version(version) if version is not None else None
+            version = self._version(query.model)
+            return self.of_version(version) if version is not None else None
         return self._of_variant(query.variant or "")
 
-    def version_for(self, name: str, record: RecordId | None) -> str | None:
-        """The version (``name:version``) of a model that answers the query at ``record``, which names none."""
+    def served(self, name: str) -> ModelVersion | None:
+        """The version of a model that answers who names none."""
         of = self._names.get(name)
-        return of.served.key if of is not None and of.served is not None else None
+        return of.served if of is not None else None
 
-    def _of_version(self, key: str) -> Target | None:
+    def _version(self, model: str) -> str | None:
+        """``name``, ``name:version`` or ``name:label`` as ``name:version``; None when nothing has the label."""
+        name, colon, which = model.partition(":")
+        if not colon or which == "stable":
+            of = self.served(name)
+            return of.key if of is not None else None
+        if which == "canary":
+            labels = self.labels.get(name)
+            return f"{name}:{labels.canary}" if labels is not None and labels.canary is not None else None
+        return model
+
+    def comparable(self, candidate: Candidate, version: str, rows: int) -> Candidate | None:
+        """Of another version on the same group: by the same builder, or else the fastest."""
+        same = self.candidate(f"{version}/{split_variant(candidate.variant)[1]}", candidate.group)
+        if same is not None:
+            return same
+        there = [each for each in self._candidates_of(version) if each.group == candidate.group]
+        return min(there, key=lambda each: each.table.p50_ms(rows), default=None)
+
+    def of_version(self, key: str) -> Target | None:
+        """What one version, ``name:version``, can be run with."""
         target = self._targets.get(key)
         if target is None and key in self._models:
             target = self._keep(key, Target(key, self._candidates_of(key)))
@@ -345,9 +387,23 @@ class Catalog:
                 self._tasks[of.served.task].replace(None, candidate)
 
     def _default(self, of: _Name) -> ModelVersion | None:
-        """The newest version that something can run; the newest of all when none can."""
-        newest = sorted(of.versions.values(), key=lambda model: -model.version)
-        return next((model for model in newest if self._candidates_of(model.key)), newest[0] if newest else None)
+        """Who answers now; see :mod:`broker.versions`."""
+        if len(of.versions) < 2:
+            return next(iter(of.versions.values()), None)
+        models = sorted(of.versions.values(), key=lambda model: model.version)
+        labels = self.labels.get(models[0].name)
+        workers = self._workers.values()
+        standings = [standing(model, self._profiles_of(model.key), workers) for model in models]
+        stable = labels.stable if labels is not None else None
+        version = served(standings, stable, of.served.version if of.served is not None else None)
+        return of.versions[version] if version is not None else None
+
+
+def _variants(loaded: Loaded | None) -> set[tuple[str, bool]]:
+    """What is loaded, and what should be."""
+    if loaded is None:
+        return set()
+    return {(variant, True) for variant in loaded.ready} | {(variant, False) for variant in loaded.wanted or ()}
 
 
 def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...] | str:

@@ -17,20 +17,22 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 from broker.batcher import NEVER, Signature, VariantQueue, batch_rows
+from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
 from broker.conditions import Conditions
 from broker.devices import Group, Sent, Worker
 from broker.ledger import Entry, Ledger, State
 from broker.selector import Chosen, Parked, Refused, Selector
 from broker.statistics import Statistics
+from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
-from modelless.messages import Cancel, RecordId
+from modelless.messages import Cancel, Labels, RecordId
 
 CANCELS_MAX = 10_000
 BLOCK_SHARE = 0.5
@@ -88,12 +90,14 @@ class Core:
         self.groups: dict[str, Group] = {}
         self.statistics = Statistics()
         self.conditions = Conditions()
+        self.counts = Counts()
         self._selector = Selector(accuracy_slack)
         self._attempts_max = attempts_max
         self._queues: dict[str, dict[tuple[str, Signature], VariantQueue]] = defaultdict(dict)
         self._parked: list[tuple[float, int, Entry]] = []
         self._parks = True
         self._ready: dict[tuple[str, str], list[Worker]] = {}
+        self._wanted: Mapping[str, frozenset[str]] | None = None
         self._cancelled: dict[str, float] = {}
         self._instructions: list[Instruction] = []
         self._batches = count(1)
@@ -173,6 +177,32 @@ class Core:
 
     def joined(self, worker: Worker) -> None:
         self.groups.setdefault(worker.group, Group(worker.group)).workers[worker.incarnation] = worker
+        self._present(worker)
+
+    def labels(self, name: str, labels: Labels | None, now_ms: float) -> None:
+        """Labels of a model changed, or (None) went: what waits for one of its versions is placed anew."""
+        self.catalog.put_labels(name, labels)
+        self.counts.relabel(name, labels)
+        waiting: list[Entry] = []
+        for queues in self._queues.values():
+            for queue in queues.values():
+                if queue.candidate.model.name == name:
+                    waiting += queue.take_all()
+        self._place_all(waiting, now_ms)
+        self._unpark(now_ms)
+
+    def planned(self, wanted: Mapping[str, frozenset[str]], now_ms: float) -> None:
+        """A plan was read: what is wanted on which worker (by name). A version takes over when it is there."""
+        self._wanted = wanted
+        for worker in self.workers():
+            self._present(worker)
+        self._unpark(now_ms)
+
+    def _present(self, worker: Worker) -> None:
+        """Who answers for a model depends on what is loaded."""
+        wanted = None if self._wanted is None else self._wanted.get(worker.name, frozenset()) - worker.failed
+        loaded = None if worker.draining else Loaded(worker.group, worker.ready, wanted)
+        self.catalog.put_worker(worker.incarnation, loaded)
 
     def frame(self, worker: Worker, frame: frames.Frame, now_ms: float) -> None:
         """A worker spoke."""
@@ -188,6 +218,7 @@ class Core:
             case frames.Drain():
                 worker.draining = True
                 self._count_ready(worker.group, worker.ready)
+                self._present(worker)
                 self._replace_stranded(now_ms)
 
     def lost(self, worker: Worker, now_ms: float) -> None:
@@ -195,6 +226,7 @@ class Core:
         workers = self.groups[worker.group].workers
         if workers.get(worker.incarnation) is worker:
             del workers[worker.incarnation]
+            self.catalog.put_worker(worker.incarnation, None)
         self._count_ready(worker.group, worker.ready)
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
@@ -269,7 +301,7 @@ class Core:
         """Choose for an entry that waits nowhere; what would be better is counted once, at ``first``."""
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
             return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
-        target = self.catalog.resolve(entry.query, entry.source.record)
+        target = self.catalog.resolve(entry.query)
         if target is None:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
         if not len(target.ranking):
@@ -277,6 +309,8 @@ class Core:
         choice = self._selector.choose(entry, target, now_ms, self._backlog_ms)
         if first and choice.wanted is not None:
             self._wants.add(choice.wanted.key, entry.rows)
+        if self.catalog.labels and isinstance(choice, Chosen):
+            choice = self._canarys(entry, choice, target, now_ms)
         match choice:
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
@@ -286,6 +320,21 @@ class Core:
             case Parked():
                 self._park(entry)
         return None
+
+    def _canarys(self, entry: Entry, choice: Chosen, named: Target, now_ms: float) -> Chosen:
+        """What the canary of the chosen model would be run with, when it is its turn and it can; else ``choice``."""
+        query = entry.query
+        names_version = query.variant is not None or ":" in (query.model or "")
+        labels = self.catalog.labels.get(choice.candidate.model.name)
+        canary = None if names_version else canary_for(labels, entry.source.record)
+        target = self.catalog.of_version(canary) if canary is not None else None
+        if target is None or not len(target.ranking):
+            return choice
+        floor = self._selector.accuracy_floor(entry, named)
+        other = self._selector.choose(entry, target, now_ms, self._backlog_ms, floor)
+        if isinstance(other, Chosen) and not isinstance(match_inputs(query.inputs, other.candidate.model.inputs), str):
+            return other
+        return choice
 
     def _backlog_ms(self, group: str, entry: Entry, now_ms: float) -> float:
         """Predicted work of a group that comes before an entry, all of its devices together."""
@@ -438,6 +487,8 @@ class Core:
         sent = worker.sent.get(frame.batch)
         if sent is None:
             return
+        if sent.candidate.model.name in self.counts:
+            self._count_versions(sent, frame)
         for item in frame.items:
             entry = sent.entries.pop(item.record, None)
             if entry is not None and entry.state is State.SENT:
@@ -450,6 +501,25 @@ class Core:
             for entry in sent.entries.values():  # a worker that forgets is a worker that gave back
                 if entry.state is State.SENT:
                     self._again(entry, now_ms, attempted=True)
+
+    def _count_versions(self, sent: Sent, frame: frames.Outcome) -> None:
+        """Of a model with a canary or a shadow; what settles now is still among the batch's entries."""
+        model, counts = sent.candidate.model, self.counts
+        row_ms = frame.execute_ms / frame.rows if frame.rows else 0.0
+        named = [item for item in frame.items if item.record in sent.entries]
+        answered = sum(item.status == "OK" and item.disposition == "answered" for item in named)
+        if frame.rest_ok:
+            answered += len(sent.entries) - len(named)
+        if answered:
+            counts.answered(model.name, model.key, answered, row_ms)
+        for item in named:
+            if item.status == "INTERNAL" and item.disposition in ("answered", "poisoned"):
+                counts.failed(model.name, model.key)
+        stable = self.catalog.served(model.name)
+        if frame.rest_ok and frame.rows == sent.rows and stable is not None:
+            like = self.catalog.comparable(sent.candidate, stable.key, sent.rows)
+            if like is not None:
+                counts.batch(model.name, model.key, frame.execute_ms, like.table.p50_ms(sent.rows))
 
     def _settle_ok(self, sent: Sent, now_ms: float) -> None:
         """Everything that is left of the batch was answered OK."""
@@ -493,9 +563,11 @@ class Core:
                     self.catalog.observed(candidate)
                 if variant.rows:
                     self.conditions.ran(worker, candidate, variant.rows, variant.busy_ms, now_ms)
-        if ready != worker.ready:
-            changed, worker.ready = ready ^ worker.ready, ready
+        failed = frozenset(v.variant for v in frame.variants if v.state == "failed")
+        if (ready, failed) != (worker.ready, worker.failed):
+            changed, worker.ready, worker.failed = ready ^ worker.ready, ready, failed
             self._count_ready(worker.group, changed)
+            self._present(worker)
             self._replace_stranded(now_ms)
             self._unpark(now_ms)
 

@@ -37,6 +37,8 @@ class Worker:
     """Credit: predicted ms that may be sent and not settled."""
     ready: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    """What it should have loaded, and cannot."""
     draining: bool = False
     sent: dict[int, Sent] = field(default_factory=dict)
     """By number, in the order in which they were sent."""

@@ -54,10 +54,17 @@ class Selector:
     def __init__(self, accuracy_slack: float) -> None:
         self._accuracy_slack = accuracy_slack
 
-    def choose(self, entry: Entry, target: Target, now_ms: float, backlog: Backlog) -> Choice:
-        """Decide for one query; the whole table of ``on_miss``. The target has candidates."""
+    def choose(
+        self, entry: Entry, target: Target, now_ms: float, backlog: Backlog, floor: float | None = None
+    ) -> Choice:
+        """Decide for one query; the whole table of ``on_miss``. The target has candidates.
+
+        ``floor`` is the accuracy floor where it is not the target's: a canary stands in for what was named.
+        """
         query, ranking = entry.query, target.ranking
-        floor, cost_max = query.accuracy_min, query.cost_max
+        if floor is None:
+            floor = query.accuracy_min
+        cost_max = query.cost_max
         if floor is None:
             floor = ranking.accuracy_best - self._accuracy_slack
         if cost_max is None:

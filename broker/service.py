@@ -30,8 +30,9 @@ from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
 from broker.planner import PlannedWorker, Situation
 from broker.reader import QueryReader
+from broker.rollback import RollBack
 from modelless import frames, messages
-from modelless.catalog import read_condition, read_correction, read_model, read_profile
+from modelless.catalog import read_condition, read_correction, read_labels, read_model, read_profile
 from modelless.clock import KafkaClock
 from modelless.codec import decode_cancel, decode_record, encode_reply
 from modelless.config import Config
@@ -92,6 +93,7 @@ class Broker:
             lambda: self._plan,
         )
         self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)
+        self._roll_back = RollBack(config, self._clock, lambda: self._core.catalog.labels, lambda: self._leader.leads)
         self._plan: Plan | None = None
         self._links: dict[str, Link] = {}
         self._workers: dict[Link, Worker] = {}
@@ -140,6 +142,7 @@ class Broker:
                 asyncio.create_task(self._watch_metadata()),
                 asyncio.create_task(self._watch_loop()),
                 asyncio.create_task(self._judge()),
+                asyncio.create_task(self._roll_back.run()),
             ]
             stack.callback(lambda: [task.cancel() for task in tasks])
             self._metrics = serve_metrics(self._config.metrics, _index(self._name), registry(self._core, self._outside))
@@ -281,13 +284,14 @@ class Broker:
 
     def _on_registry(self, record: ConsumerRecord) -> None:
         key = (record.key or b"").decode(errors="replace")
-        if not key.startswith("model/"):
-            return
         with self._alarm(key):
-            name = key.removeprefix("model/")
-            self._core.catalog.put_model(name, read_model(name, record.value))
-            self._core.catalog_changed(self._clock.now_ms())
-            self._metadata_wanted.set()
+            if key.startswith("model/"):
+                name = key.removeprefix("model/")
+                self._core.catalog.put_model(name, read_model(name, record.value))
+                self._core.catalog_changed(self._clock.now_ms())
+                self._metadata_wanted.set()
+            elif key.startswith("labels/"):
+                self._core.labels(key.removeprefix("labels/"), read_labels(key, record.value), self._clock.now_ms())
             self.kick()
 
     def _on_profile(self, record: ConsumerRecord) -> None:
@@ -311,6 +315,9 @@ class Broker:
             plan = decode_record(Plan, record.value)
             if self._plan is None or plan.epoch >= self._plan.epoch:
                 self._plan = plan
+                wanted = {name: frozenset(assignment.load) for name, assignment in plan.workers.items()}
+                self._core.planned(wanted, self._clock.now_ms())
+                self.kick()
 
     def _on_cancel(self, record: ConsumerRecord) -> None:
         with self._alarm("cancel"):
@@ -508,6 +515,7 @@ class Broker:
                 "lag": sum(self._reader.lag().values()),
             },
             wants=core.wants(self._clock.now_ms()),
+            served=core.counts.served(),
         )
 
 

@@ -106,12 +106,12 @@ async def _run(
         gone: Any = remove
         model = split_target(target)[0]
         labels = await settle(config, lambda catalog: unlabelled(catalog, model, gone, now_ms))
-    for line in describe(labels):
+    for line in in_words(labels):
         typer.echo(line)
     return None
 
 
-def describe(labels: Labels) -> list[str]:
+def in_words(labels: Labels) -> list[str]:
     """The labels of a model in words, a line each."""
     name = labels.name
     stable = f"{name}:{labels.stable}" if labels.stable is not None else "the newest version that is loaded"
@@ -217,5 +217,5 @@ def _print(labels: Labels, rows: list[dict[str, Any]]) -> None:
         )
     console = wide_console()
     console.print(table)
-    for line in describe(labels):
+    for line in in_words(labels):
         console.print(line, highlight=False)

@@ -23,6 +23,7 @@ SOURCES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.
 PURE = frozenset(
     {
         "broker.batcher",
+        "broker.canary",
         "broker.catalog",
         "broker.conditions",
         "broker.core",
@@ -36,6 +37,7 @@ PURE = frozenset(
         "broker.selector",
         "broker.statistics",
         "broker.tally",
+        "broker.versions",
         "broker.wants",
         "broker.worth",
         "modelless.accuracy",

@@ -12,12 +12,15 @@ Bugs that were planted one by one in the broker, and what the simulation said wi
 * forget to withdraw or to tell apart what an earlier ownership had: a broken invariant of the ledger;
 * accept a record that was read twice: likewise;
 * ignore the credit; give up ``cost_max``; degrade without saying ``missed``: by these names;
-* leave parked queries alone when a worker comes: a device that could run it is idle.
+* leave parked queries alone when a worker comes: a device that could run it is idle;
+* let the canary answer by another floor than its query's, or what waits for it after it was rolled back: misses
+  untruly, got version 2.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 from simulated_system import World
@@ -32,6 +35,15 @@ def play(seed: int, faults: int) -> None:
     except BaseException as error:
         error.add_note(f"replay with MODELLESS_SEED={seed}")
         raise
+
+
+def test_second_versions_answer_too() -> None:
+    answered: Counter[str] = Counter()
+    for seed in range(10):
+        world = World(seed)
+        world.run()
+        answered += world.answered_by
+    assert min(answered[version] for version in ("tiny:1", "tiny:2", "small:1", "small:2")) > 10
 
 
 @pytest.mark.parametrize("faults", [0, 6])

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker_builders import model, profile, put
-from simulated_facts import COMMIT_MS, FLEET, LATE_BOUND_MS, SESSION_MS, SETTLE_MS
+from simulated_facts import CANARY, COMMIT_MS, FLEET, LATE_BOUND_MS, SESSION_MS, SETTLE_MS, Variant
 
 from broker import devices
 from broker.core import Bury, CancelSent, Core, Reply, Send
 from broker.intake import Dead, Intake, Refusal
 from broker.ledger import Entry, Source, State
+from broker.versions import share
 from modelless import frames
-from modelless.messages import Cancel
+from modelless.messages import Cancel, Labels, Query, RecordId
 from modelless.topics import ReplyTopicRule, Topics
 
 if TYPE_CHECKING:
@@ -32,13 +33,12 @@ class Broker:
     def born(self) -> None:
         """A new process: everything but the name is new."""
         self.core = Core(accuracy_slack=0.02, attempts_max=3)
+        self.known: set[str] = set()
         for variant in FLEET:
-            of = model(variant.name)
-            put(
-                self.core.catalog,
-                of,
-                profile(of, variant.group, variant.curve, variant.accuracy, variant.price_per_hour),
-            )
+            self.register(variant, 1)
+            if variant.name == "small" or (variant.name == "tiny" and self.world.swapped):
+                self.register(variant, 2)
+        self.labelled(self.world.labels)
         self.intake = Intake(
             Topics(), ReplyTopicRule(Topics()), lambda _: 4, latency_ms_default=LATE_BOUND_MS, request_bytes_max=1 << 20
         )
@@ -50,6 +50,35 @@ class Broker:
         self.life = object()
         self.after(1, self.read)
         self.after(COMMIT_MS, self.commit_often)
+
+    def register(self, variant: Variant, version: int) -> None:
+        of = model(variant.name, version)
+        self.known.add(of.key)
+        put(self.core.catalog, of, profile(of, variant.group, variant.curve, variant.accuracy, variant.price_per_hour))
+
+    def labelled(self, labels: Labels | None) -> None:
+        self.labels = labels
+        self.core.labels("small", labels, self.world.now_ms)
+
+    def may_use(self, name: str, version: int, query: Query, record: RecordId | None = None) -> bool:
+        """Whether a version may answer a query, by what this broker was told; of a canary only for its share."""
+        if query.model is not None and ":" in query.model:
+            return query.model == f"{name}:{version}"
+        if name == "small" and self.labels is not None and version == 2:
+            return record is not None and self.labels.canary == 2 and share(record, "canary") < CANARY.canary_weight
+        return f"{name}:{version}" in self.known
+
+    def learn(self) -> None:
+        """What is registered and labelled now, some time after it was."""
+
+        def told() -> None:
+            if self.world.swapped:
+                self.register(next(v for v in FLEET if v.name == "tiny"), 2)
+            self.core.catalog_changed(self.world.now_ms)
+            self.labelled(self.world.labels)
+            self.kick()
+
+        self.after(self.world.between(0, 30), told)
 
     def after(self, delay_ms: float, event: Callable[[], None]) -> None:
         """In this life; later when it is frozen then."""

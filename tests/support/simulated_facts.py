@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
+from modelless.messages import Labels
+
 TOPIC = "modelless.queries"
 SESSION_MS = 400.0
 SETTLE_MS = 150.0
@@ -42,6 +44,15 @@ FLEET = (
     Variant("large", "gpu", 0.95, 36.0, ((1, 4.0), (8, 6.0))),
 )
 GROUPS = ("cpu", "gpu")
+CANARY = Labels("small", stable=1, canary=2, canary_weight=0.3)
+"""The canary runs as its stable version does; so does ``tiny:2``, which is registered while queries flow."""
+
+
+def loadable(group: str, *, swapped: bool) -> frozenset[str]:
+    """Every version's variant that a worker of the group could load."""
+    names = [v.name for v in FLEET if v.group == group]
+    seconds = {"small", "tiny"} if swapped else {"small"}
+    return frozenset([f"{name}:1/onnx-fp32" for name in names] + [f"{n}:2/onnx-fp32" for n in names if n in seconds])
 
 
 class ViolationError(AssertionError):

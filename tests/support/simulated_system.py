@@ -11,21 +11,21 @@ from __future__ import annotations
 import base64
 import random
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
 
 from broker_builders import tensor
 from simulated_broker import Broker
-from simulated_facts import FLEET, GROUPS, LATE_BOUND_MS, SETTLE_MS, TOPIC, Variant, fail
+from simulated_facts import CANARY, FLEET, GROUPS, LATE_BOUND_MS, SETTLE_MS, TOPIC, Variant, fail
 from simulated_worker import Link, Worker
 
 from broker.ledger import Source
 from modelless import frames
 from modelless.codec import encode_query
-from modelless.messages import Cancel, Query, RecordId
+from modelless.messages import Cancel, Labels, Query, RecordId
 
 
 @dataclass
@@ -62,6 +62,9 @@ class World:
         self.workers: list[Worker] = []
         self.quiet = False
         self.queries, self.faults = queries, faults
+        self.swapped = False
+        self.labels: Labels | None = CANARY if self.chance(0.7) else None
+        self.answered_by: Counter[str] = Counter()
 
     def after(self, delay_ms: float, event: Callable[[], None]) -> None:
         heappush(self.events, (self.now_ms + delay_ms, next(self.sequence), event))
@@ -84,6 +87,9 @@ class World:
             self.after(self.between(0, span_ms), self.produce)
         for _ in range(self.faults):
             self.after(self.between(0, span_ms * 1.2), self.fault)
+        for change in (self.swap, self.roll_back):
+            if self.chance(0.5):
+                self.after(self.between(0, span_ms), change)
         self.after(span_ms * 1.2 + 50, self.calm)
         while self.events and self.now_ms < 60_000:
             self.now_ms, _, event = heappop(self.events)
@@ -148,6 +154,23 @@ class World:
             worker.window_ms = draw.choice((0.0, 5.0, 200.0))
             for each in worker.links.values():
                 each.say(frames.Credit(worker.window_ms))
+
+    def swap(self) -> None:
+        """The second version of ``tiny`` is registered, and loaded here and there; the first one goes later."""
+        self.swapped = True
+        for broker in self.brokers:
+            broker.learn()
+        for worker in self.workers:
+            if worker.group == "cpu":
+                self.after(self.between(0, 100), lambda worker=worker: worker.load("tiny:2/onnx-fp32"))  # type: ignore[misc]
+                if self.chance(0.5):
+                    self.after(self.between(100, 300), lambda worker=worker: worker.unload("tiny:1/onnx-fp32"))  # type: ignore[misc]
+
+    def roll_back(self) -> None:
+        """No canary any more."""
+        self.labels = None if self.chance(0.5) else replace(CANARY, canary=None, canary_weight=0.0)
+        for broker in self.brokers:
+            broker.learn()
 
     def calm(self) -> None:
         """No more faults: everybody recovers, and everything must come to an end."""
@@ -253,8 +276,8 @@ class World:
                 fail(f"P6: {record} still waits at {self.now_ms:.2f}, its deadline was {deadline_ms:.2f}")
             if query.on_miss != "late" and wake_ms > deadline_ms:
                 fail(f"P6: sleeps until {wake_ms:.2f}, past the deadline {deadline_ms:.2f} of {record}")
-            loaded = (variant for link in broker.links for variant in link.variants())
-            if idle and any(variant in self.pool(query) for variant in loaded):
+            loaded = [each for link in broker.links for each in link.variants()]
+            if idle and any(v in self.pool(query) and broker.may_use(v.name, n, query) for v, n in loaded):
                 fail(f"{record} waits, and a device that could run it is idle")
 
     def candidates(self, query: Query) -> list[Variant]:
@@ -285,7 +308,9 @@ class World:
         link.unsettled[batch.batch] = batch
         if broker.leaving:
             fail(f"P9: {batch.items[0].record} was sent while its partition is given up")
-        name = batch.variant.partition(":")[0]
+        name, _, rest = batch.variant.partition(":")
+        version = int(rest.partition("/")[0])
+        self.answered_by[f"{name}:{version}"] += len(batch.items)
         variant = next(v for v in FLEET if (v.name, v.group) == (name, link.worker.group))
         for item in batch.items:
             query = self.asked[item.record]
@@ -298,6 +323,8 @@ class World:
                 fail(f"cost_max given up: {item.record}")
             if (variant.accuracy < self.floor(query)) != ("accuracy" in item.missed):
                 fail(f"{item.record} does not say truly what it misses: {item.missed}")
+            if version not in (1, 2) or not broker.may_use(name, version, query, item.record):
+                fail(f"{item.record} asked for {query.task or query.model}, got version {version} of {name}")
             if item.missed and query.on_miss != "degrade":
                 fail(f"accuracy given up without leave: {item.record}")
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from simulated_facts import FLEET, TOPIC, Variant
+from simulated_facts import FLEET, TOPIC, Variant, loadable
 
 from broker import devices
 from modelless import frames
@@ -33,9 +33,12 @@ class Link:
         self._busy_until_ms[way] = max(self._busy_until_ms[way], now_ms + self.of.world.between(0.05, 0.5))
         return self._busy_until_ms[way] - now_ms
 
-    def variants(self) -> list[Variant]:
-        """What the broker was told to be loaded there."""
-        return [v for v in FLEET if v.group == self.worker.group and f"{v.name}:1/onnx-fp32" in self.ready]
+    def variants(self) -> list[tuple[Variant, int]]:
+        """What the broker was told to be loaded there, with the version."""
+        names = {
+            f"{v.name}:{number}/onnx-fp32": (v, number) for v in FLEET for number in (1, 2) if v.group == self.of.group
+        }
+        return [names[variant] for variant in self.ready]
 
     def say(self, frame: frames.Frame) -> None:
         """Worker to broker."""
@@ -83,7 +86,7 @@ class Worker:
         self.world, self.name, self.group = world, name, group
         self.links: dict[Broker, Link] = {}
         self.incarnations = count()
-        self.loaded: frozenset[str] = frozenset(f"{v.name}:1/onnx-fp32" for v in FLEET if v.group == group)
+        self.loaded = loadable(group, swapped=False)
         self.factor, self.window_ms = 1.0, world.random.choice((0.0, 10.0, 60.0))
         self.alive = False
         self.answered: set[RecordId] = set()
@@ -130,21 +133,22 @@ class Worker:
             link.broken()
             self.world.after(self.world.between(5, 200), lambda: self.dial(broker))
 
-    def unload(self) -> None:
-        """One variant goes: what is queued for it is given back."""
+    def unload(self, variant: str | None = None) -> None:
+        """One variant goes, for a while unless it is named: what is queued for it is given back."""
         if not self.alive or not self.loaded:
             return
-        gone = self.world.random.choice(sorted(self.loaded))
+        gone = variant or self.world.random.choice(sorted(self.loaded))
         self.loaded -= {gone}
         for link in self.links.values():
             link.say(self.state())
         for link, batch in [each for each in self.queue if each[1].variant == gone]:
             self.queue.remove((link, batch))
             self.settle(link, batch, 0.0, {item.record: ("returned", "OK") for item in batch.items})
-        self.world.after(self.world.between(20, 500), lambda: self.load(gone))
+        if variant is None:
+            self.world.after(self.world.between(20, 500), lambda: self.load(gone))
 
     def load(self, variant: str | None) -> None:
-        everything = {f"{v.name}:1/onnx-fp32" for v in FLEET if v.group == self.group}
+        everything = loadable(self.group, swapped=self.world.swapped)
         self.loaded |= everything if variant is None else {variant}
         for link in self.links.values() if self.alive else ():
             link.say(self.state())
