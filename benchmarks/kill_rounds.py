@@ -34,6 +34,8 @@ class Verdict:
     missing: list[str] = field(default_factory=list)
     duplicates: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    versions: list[str] = field(default_factory=list)
+    """That answered, in the order of the replies."""
     kills: Counter[str] = field(default_factory=Counter)
     settled_s: float = 0.0
     """From the last query to the last first reply."""
@@ -70,6 +72,7 @@ class Outsider:
         self.acknowledged: dict[str, None] = {}
         self.replies: Counter[str] = Counter()
         self.first: dict[str, str] = {}
+        self.versions: list[str] = []
         self._stop = threading.Event()
         self._last_s = 0.0
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -117,7 +120,9 @@ class Outsider:
         missing = [name for name in self.acknowledged if name not in self.first]
         duplicates = sum(number - 1 for number in self.replies.values())
         statuses = Counter(self.first.values())
-        return Verdict(len(self.acknowledged), missing, duplicates, statuses, settled_s=max(0.0, settled_s))
+        return Verdict(
+            len(self.acknowledged), missing, duplicates, statuses, self.versions, settled_s=max(0.0, settled_s)
+        )
 
     def _read(self) -> None:
         consumer = Consumer(self._quiet | {"group.id": f"outsider-{time.time_ns()}"})
@@ -132,7 +137,9 @@ class Outsider:
                     continue
                 self.replies[name] += 1
                 if name not in self.first:
-                    self.first[name] = json.loads(message.value())["parameters"]["status"]
+                    reply = json.loads(message.value())
+                    self.first[name] = reply["parameters"]["status"]
+                    self.versions.append(reply.get("model_version", ""))
                     self._last_s = time.perf_counter()
         consumer.close()
 

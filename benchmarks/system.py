@@ -38,9 +38,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_mlp(folder: Path) -> Path:
-    """The small MLP, 64-256-256-10, as ONNX with random weights, and its specification."""
-    random = np.random.default_rng(7)
+def write_mlp(folder: Path, seed: int = 7, *, broken: bool = False) -> Path:
+    """The small MLP, 64-256-256-10, as ONNX with random weights, and its specification.
+
+    Another seed is another version. A ``broken`` one can be measured (on zeros), and fails on other queries.
+    """
+    random = np.random.default_rng(seed)
     nodes, weights, before = [], [], "x"
     for index, (size_in, size_out) in enumerate(pairwise(LAYERS)):
         last = index == len(LAYERS) - 2
@@ -54,6 +57,19 @@ def write_mlp(folder: Path) -> Path:
         if not last:
             nodes.append(helper.make_node("Relu", [f"g{index}"], [after]))
         before = after
+    if broken:
+        nodes[-1].output[0] = "sound"
+        weights += [
+            numpy_helper.from_array(np.array([1.0], np.float32), "table"),
+            numpy_helper.from_array(np.array(1000.0, np.float32), "thousand"),
+        ]
+        nodes += [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "thousand"], ["many"]),
+            helper.make_node("Cast", ["many"], ["row"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "row"], ["one"]),  # of the table's one row, unless all of x is 0
+            helper.make_node("Mul", ["sound", "one"], ["logits"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "mlp",
@@ -78,6 +94,8 @@ class System:
     """A running `modelless up`."""
 
     config: Config
+    file: Path
+    """The configuration's."""
     up: subprocess.Popen[bytes]
     log: Path
     specification: Path
@@ -138,7 +156,7 @@ price_per_hour = 0.17
         command = [sys.executable, "-m", "modelless", "up", "--config", str(file)]
         with (folder / "up.log").open("wb") as log:
             up = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        system = System(config, up, folder / "up.log", write_mlp(folder))
+        system = System(config, file, up, folder / "up.log", write_mlp(folder))
         try:
             wait_for_kafka(config, up, system.log)
             system.register()
