@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,9 +15,10 @@ from modelless.catalog import Catalog, CatalogView
 from modelless.config import Config
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
+from modelless.health import VariantView, drifts, notes, to_measure, variant_views, warnings
 from modelless.kafka import make_admin, make_consumer, stop_within
-from modelless.messages import Correction, Member, ModelVersion, Profile
-from modelless.registration import wall_clock
+from modelless.messages import Member, ModelVersion, Profile
+from modelless.registration import PlanView, wall_clock
 from modelless.topic_settings import unreachable
 from modelless.topics import Topics
 
@@ -34,19 +35,31 @@ class Overview:
     """Records by query topic that have no outcome yet: end minus committed."""
     rates: Mapping[str, float]
     """Outcomes per second by broker, since the last look."""
+    variants: tuple[VariantView, ...]
+    to_measure: Mapping[str, tuple[str, ...]]
+    """What each worker is still to build and measure, in this order."""
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Worth knowing, and nothing to be done about."""
 
 
 class Observer:
     """Looks at the whole system; made by :func:`observing`."""
 
     def __init__(
-        self, config: Config, fleet: FleetView, catalog: Catalog, admin: AIOKafkaAdminClient, ends: AIOKafkaConsumer
+        self,
+        config: Config,
+        fleet: FleetView,
+        catalog: Catalog,
+        plans: PlanView,
+        admin: AIOKafkaAdminClient,
+        ends: AIOKafkaConsumer,
     ) -> None:
         self._topics = Topics(config.kafka.topic_prefix)
         self._config = config
         self._fleet = fleet
         self._catalog = catalog
+        self._plans = plans
         self._admin = admin
         self._ends = ends
         self._last: tuple[float, Mapping[str, float]] | None = None
@@ -61,8 +74,19 @@ class Observer:
         except (KafkaError, TimeoutError, OSError) as error:
             raise unreachable(self._config, error) from error
         corrections = (self._catalog.correction(m, p.variant) for m in models for p in self._catalog.profiles(m))
-        found = warnings(members, models, profiles, lag) + drifts(filter(None, corrections))
-        return Overview(members, models, profiles, lag, self._rates(members), found)
+        conditions = filter(None, map(self._catalog.condition, profiles))
+        plan = self._plans.plan
+        return Overview(
+            members,
+            models,
+            profiles,
+            lag,
+            self._rates(members),
+            variant_views(members, profiles, conditions, plan),
+            to_measure(members, profiles, plan),
+            warnings(members, models, profiles, lag) + drifts(filter(None, corrections)),
+            notes(members),
+        )
 
     async def _lag(self) -> dict[str, int]:
         try:
@@ -116,7 +140,7 @@ async def observing(config: Config) -> AsyncIterator[Observer]:
         await admin.close()
         raise unreachable(config, error) from None
     topics = Topics(config.kafka.topic_prefix)
-    missing = {topics.fleet, topics.registry, topics.profiles} - set(names)
+    missing = {topics.fleet, topics.registry, topics.profiles, topics.plan} - set(names)
     if missing:
         await admin.close()
         raise UnavailableError(
@@ -124,47 +148,13 @@ async def observing(config: Config) -> AsyncIterator[Observer]:
             "start `modelless up`, or create them with `modelless check --create`"
         )
     fleet, view, ends = FleetView(config, wall_clock()), CatalogView(config), make_consumer(config)
+    plans = PlanView(config)
     try:
-        await asyncio.gather(fleet.start(), view.start(), ends.start())
-        observer = Observer(config, fleet, view.catalog, admin, ends)
+        await asyncio.gather(fleet.start(), view.start(), plans.start(), ends.start())
+        observer = Observer(config, fleet, view.catalog, plans, admin, ends)
         await observer.look()
         await asyncio.sleep(LOOK_S)
         yield observer
     finally:
-        await asyncio.gather(fleet.stop(), view.stop(), stop_within(ends))
+        await asyncio.gather(fleet.stop(), view.stop(), plans.stop(), stop_within(ends))
         await admin.close()
-
-
-def warnings(
-    members: Sequence[Member], models: Sequence[ModelVersion], profiles: Sequence[Profile], lag: Mapping[str, int]
-) -> tuple[str, ...]:
-    """What is wrong, in words, with what to do. Pure."""
-    found: list[str] = []
-    brokers = [member for member in members if member.kind == "broker"]
-    workers = [member for member in members if member.kind == "worker"]
-    waiting = sum(lag.values())
-    if not brokers:
-        found.append(f"no broker is alive, {waiting} queries wait: start `modelless up` or `modelless broker`")
-    if not workers:
-        found.append("no worker is alive, so nothing can be run: start `modelless up` or `modelless worker --group G`")
-    if not models:
-        found.append("no model is registered: `modelless register model.toml`")
-    loaded = {variant.partition("/")[0] for worker in workers for variant in worker.variants}
-    for model in models:
-        own = [profile for profile in profiles if profile.variant.startswith(f"{model.key}/")]
-        failed = [profile for profile in own if profile.status == "failed"]
-        found += [f"{profile.variant} failed on group {profile.group}: {profile.reason}" for profile in failed]
-        if workers and model.key not in loaded and len(failed) == len(own):
-            found.append(f"{model.key} is not served: it {'failed everywhere' if own else 'was not measured yet'}")
-    for member in members:
-        found += [f"{member.name}: {subject}: {words}" for subject, words in member.errors.items()]
-    return tuple(found)
-
-
-def drifts(corrections: Iterable[Correction]) -> tuple[str, ...]:
-    """Which variants labels show to be less accurate than measured, in words with what to do. Pure."""
-    return tuple(
-        f"{variant} has drifted: {right / rows:.1%} of {rows:,.0f} labelled rows were right, less than when it was "
-        "measured: register a version that is trained on newer data"
-        for variant, right, rows in sorted({(c.variant, c.right, c.rows) for c in corrections if c.drifted})
-    )

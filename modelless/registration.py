@@ -119,7 +119,7 @@ async def register(
         fleet = FleetView(config, wall_clock(), changed.set)
         views.push_async_callback(fleet.stop)
         await fleet.start()
-        plans = _PlanView(config, changed.set)
+        plans = PlanView(config, changed.set)
         views.push_async_callback(plans.stop)
         await plans.start()
         watch = _Watch(config, view.catalog, fleet, plans, model, wait_all, on_progress or (lambda *_: None))
@@ -209,12 +209,12 @@ def _can_run(config: Config, group: str, format: str) -> bool:
     return device is None or (device == "emulated") == (format == "emulated")
 
 
-class _PlanView:
+class PlanView:
     """Follows the plan; ``plan`` is the newest one."""
 
-    def __init__(self, config: Config, on_change: Callable[[], None]) -> None:
+    def __init__(self, config: Config, on_change: Callable[[], None] | None = None) -> None:
         self.plan: Plan | None = None
-        self._on_change = on_change
+        self._on_change = on_change or (lambda: None)
         self._follower = Follower(config, [Topics(config.kafka.topic_prefix).plan], self._on_record)
 
     async def start(self) -> None:
@@ -241,7 +241,7 @@ class _Watch:
         config: Config,
         catalog: Catalog,
         fleet: FleetView,
-        plans: _PlanView,
+        plans: PlanView,
         model: ModelVersion,
         wait_all: bool,
         on_progress: OnProgress,

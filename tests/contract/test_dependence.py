@@ -51,6 +51,7 @@ PURE = frozenset(
         "modelless.frames",
         "modelless.frontier",
         "modelless.headers",
+        "modelless.health",
         "modelless.json_form",
         "modelless.labels",
         "modelless.learned",

@@ -1,4 +1,4 @@
-"""What the commands say, without a cluster: warnings, inputs, errors and help."""
+"""What the commands say, without a cluster: progress, inputs, errors and help."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from modelless.commands.query import _array, _read_input
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError
-from modelless.messages import Assignment, BatchTime, Correction, Evaluation, Member, ModelVersion, Plan, Profile
-from modelless.overview import drifts, warnings
+from modelless.messages import Assignment, BatchTime, Evaluation, Member, ModelVersion, Plan, Profile
 from modelless.registration import GroupProgress, progress
 
 MODEL = ModelVersion("m", 1, "t", "onnx", "file:///m.onnx", "0" * 64, 1, (), (), Evaluation(0.9), "digest")
@@ -26,31 +25,6 @@ BROKER = Member("broker", "broker-0", "1", "ready")
 
 def worker(group: str = "cpu", *variants: str, **errors: str) -> Member:
     return Member("worker", f"{group}-0", "1", "ready", group=group, variants=variants, errors=errors)
-
-
-@pytest.mark.parametrize(
-    ("members", "profiles", "expected"),
-    [
-        ((), (), ["no broker is alive, 7 queries wait", "no worker is alive"]),
-        ((BROKER, worker()), (), ["m:1 is not served: it was not measured yet"]),
-        ((BROKER, worker()), (FAILED,), ["failed on group cpu: needs 3 GB", "m:1 is not served: it failed everywhere"]),
-        ((BROKER, worker("cpu", "m:1/onnx-fp32")), (READY,), []),
-        ((BROKER, worker("cpu", "m:1/onnx-fp32", gpu="out of memory")), (READY,), ["cpu-0: gpu: out of memory"]),
-    ],
-)
-def test_warnings(members: tuple[Member, ...], profiles: tuple[Profile, ...], expected: list[str]) -> None:
-    found = warnings(members, (MODEL,), profiles, {"modelless.queries": 7})
-    assert len(found) == len(expected)
-    for words, part in zip(found, expected, strict=True):
-        assert part in words
-
-
-def test_a_variant_that_drifted_is_a_warning_once() -> None:
-    drifted = Correction("m:1/onnx-fp32", "digest", 1000.0, 600.0, 0.61, 0.58, 0.64, drifted=True)
-    fine = Correction("m:1/torch-int8", "digest", 1000.0, 900.0, 0.9, 0.88, 0.92)
-
-    (found,) = drifts([drifted, drifted, fine])  # on two groups
-    assert found.startswith("m:1/onnx-fp32 has drifted: 60.0% of 1,000 labelled rows were right")
 
 
 class OneModel:

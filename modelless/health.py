@@ -1,0 +1,152 @@
+"""What is worth saying of a system: how its variants live, what is to be done, what is wrong, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from modelless.messages import (
+    Assignment,
+    Condition,
+    Correction,
+    Member,
+    ModelVersion,
+    Plan,
+    Profile,
+    split_variant,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VariantView:
+    """How one variant lives on one group."""
+
+    profile: Profile
+    state: str
+    """``failed``, or one of :class:`modelless.messages.Condition`."""
+    p50_ms: float | None = None
+    """For one row, living."""
+    p99_ms: float | None = None
+    rows_per_second: float = 0.0
+    workers: tuple[str, ...] = ()
+    """Who has it loaded."""
+    why_not: str | None = None
+    """The plan's reason why it is not loaded."""
+
+
+def warnings(
+    members: Sequence[Member], models: Sequence[ModelVersion], profiles: Sequence[Profile], lag: Mapping[str, int]
+) -> tuple[str, ...]:
+    """What is wrong, in words, with what to do. Pure."""
+    found: list[str] = []
+    brokers = [member for member in members if member.kind == "broker"]
+    workers = [member for member in members if member.kind == "worker"]
+    waiting = sum(lag.values())
+    if not brokers:
+        found.append(f"no broker is alive, {waiting} queries wait: start `modelless up` or `modelless broker`")
+    if not workers:
+        found.append("no worker is alive, so nothing can be run: start `modelless up` or `modelless worker --group G`")
+    if not models:
+        found.append("no model is registered: `modelless register model.toml`")
+    found += _failures(profiles)
+    loaded = {variant.partition("/")[0] for worker in workers for variant in worker.variants}
+    for model in models:
+        own = [profile for profile in profiles if profile.variant.startswith(f"{model.key}/")]
+        if workers and model.key not in loaded and all(profile.status == "failed" for profile in own):
+            found.append(f"{model.key} is not served: it {'failed everywhere' if own else 'was not measured yet'}")
+    found += [f"{names}: {subject}: {words}" for subject, words, names in _complaints(members, refusals=False)]
+    return tuple(found)
+
+
+def notes(members: Sequence[Member]) -> tuple[str, ...]:
+    """What builders refuse and why, each once. Pure."""
+    complaints = _complaints(members, refusals=True)
+    return tuple(f"{subject} makes no variants on {names}: {words}" for subject, words, names in complaints)
+
+
+def _complaints(members: Sequence[Member], *, refusals: bool) -> list[tuple[str, str, str]]:
+    """(subject, what is wrong, who says so), each once. A refusal's subject is a builder, with no slash in it."""
+    who: dict[tuple[str, str], list[str]] = {}
+    for member in members:
+        for subject, words in member.errors.items():
+            if refusals == (member.kind == "worker" and "/" not in subject):
+                who.setdefault((subject, words), []).append(member.name)
+    return [(subject, words, ", ".join(names)) for (subject, words), names in who.items()]
+
+
+def _failures(profiles: Sequence[Profile]) -> list[str]:
+    """What could not be built or measured; one builder's reason for many models once."""
+    failed: dict[tuple[str, str, str], list[str]] = {}
+    for profile in profiles:
+        if profile.status == "failed":
+            key = split_variant(profile.variant)[1], profile.group, profile.reason or "it did not say why"
+            failed.setdefault(key, []).append(profile.variant)
+    return [
+        f"{variants[0]} failed on group {group}: {reason}"
+        if len(variants) == 1
+        else f"{builder} failed on group {group} for {', '.join(split_variant(v)[0] for v in variants)}: {reason}"
+        for (builder, group, reason), variants in failed.items()
+    ]
+
+
+def variant_views(
+    members: Sequence[Member], profiles: Sequence[Profile], conditions: Iterable[Condition], plan: Plan | None
+) -> tuple[VariantView, ...]:
+    """Every variant on every group where it was measured. Workers say what is loaded, conditions how it fares. Pure."""
+    known = {f"{condition.variant}@{condition.group}": condition for condition in conditions}
+    workers = [member for member in members if member.kind == "worker"]
+    planned = {f"{variant}@{worker.group}" for worker in workers for variant in _assignment(plan, worker).load}
+    reasons = {words.partition(" ")[0]: words for words in (plan.reasons if plan is not None else ())}
+    views = []
+    for profile in profiles:
+        loaded = tuple(w.name for w in workers if w.group == profile.group and profile.variant in w.variants)
+        if profile.status == "failed":
+            views.append(VariantView(profile, "failed", why_not=profile.reason))
+        elif loaded:
+            views.append(_living(profile, loaded, known.get(profile.key)))
+        else:
+            state = "loading" if profile.key in planned else "inactive"
+            reason = reasons.get(profile.variant)
+            on_group = reason is not None and f" on {profile.group}: " in reason
+            views.append(VariantView(profile, state, why_not=reason if on_group else None))
+    return tuple(views)
+
+
+def _living(profile: Profile, loaded: tuple[str, ...], condition: Condition | None) -> VariantView:
+    if condition is None or condition.state in ("inactive", "loading"):  # the leader did not write yet
+        return VariantView(profile, "active", workers=loaded)
+    one_row = profile.batches[0]
+    return VariantView(
+        profile,
+        condition.state,
+        one_row.p50_ms * condition.p50_scale,
+        one_row.p99_ms * condition.p99_scale,
+        condition.rows_per_second,
+        loaded,
+    )
+
+
+def _assignment(plan: Plan | None, worker: Member) -> Assignment:
+    return plan.workers.get(worker.name, Assignment()) if plan is not None else Assignment()
+
+
+def to_measure(members: Sequence[Member], profiles: Sequence[Profile], plan: Plan | None) -> dict[str, tuple[str, ...]]:
+    """What the plan assigned to each living worker and no profile shows as done. Pure."""
+    measured_ms = {profile.key: profile.measured_ms for profile in profiles}
+    found = {}
+    for member in members:
+        assignment = _assignment(plan, member)
+        new = [v for v in assignment.measure if f"{v}@{member.group}" not in measured_ms]
+        again = [v for v, ms in assignment.outdated.items() if measured_ms.get(f"{v}@{member.group}", ms) <= ms]
+        if new or again:
+            found[member.name] = (*new, *(f"{variant} (again)" for variant in again))
+    return found
+
+
+def drifts(corrections: Iterable[Correction]) -> tuple[str, ...]:
+    """Which variants labels show to be less accurate than measured, in words with what to do. Pure."""
+    return tuple(
+        f"{variant} has drifted: {right / rows:.1%} of {rows:,.0f} labelled rows were right, less than when it was "
+        "measured: register a version that is trained on newer data"
+        for variant, right, rows in sorted({(c.variant, c.right, c.rows) for c in corrections if c.drifted})
+    )
