@@ -69,6 +69,8 @@ class Situation:
     workers: Sequence[PlannedWorker]
     labels: Mapping[str, Labels] = field(default_factory=dict)
     """By the model's name."""
+    served: Mapping[str, str] = field(default_factory=dict)
+    """The version that answers now (``name:version``), by the model's name."""
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """By variant."""
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class Planner:
             and _is_ready(profile, model)
         }
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
-        default, besides = answering(situation.models.values(), ready, situation.labels)
+        default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
         assignments = self._absent(before, situation.workers, now_ms)
         reasons: list[str] = []
         for name, workers in sorted(groups.items()):

@@ -369,6 +369,7 @@ class Broker:
     def _situation(self) -> Situation:
         """What there is to plan for, as copies: the planner works beside the loop."""
         now_ms, catalog, conditions = self._clock.now_ms(), self._core.catalog, self._core.conditions
+        names = {model.name for model in catalog.models.values()}
         return Situation(
             dict(catalog.models),
             dict(catalog.profiles),
@@ -377,6 +378,8 @@ class Broker:
                 for worker in self._core.workers()
                 if not worker.draining
             ],
+            labels=dict(catalog.labels),
+            served={name: of.key for name in names if (of := catalog.served(name)) is not None},
             corrections=dict(catalog.corrections),
             rates=conditions.rows_per_second(now_ms),
             drifted=conditions.drifted(now_ms),

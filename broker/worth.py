@@ -70,13 +70,16 @@ def item(profile: Profile, model: ModelVersion, correction: Correction | None) -
 
 
 def answering(
-    models: Iterable[ModelVersion], ready: Set[str], labels: Mapping[str, Labels]
+    models: Iterable[ModelVersion], ready: Set[str], labels: Mapping[str, Labels], served: Mapping[str, str]
 ) -> tuple[set[str], set[str]]:
-    """(versions that answer for their task, versions that must be served besides), each as ``name:version``.
+    """(versions that answer for their task, versions that are needed besides), each as ``name:version``.
+
+    Needed besides are those that are to answer next (which they do once they are loaded), canaries and shadows.
 
     Args:
         ready: versions with a variant that is measured and ready somewhere.
         labels: by the model's name.
+        served: likewise, the version that answers now.
     """
     versions: dict[str, list[ModelVersion]] = defaultdict(list)
     for model in models:
@@ -85,9 +88,12 @@ def answering(
     for name, own in versions.items():
         own.sort(key=lambda model: -model.version)
         says = labels.get(name, Labels(name))
-        newest = next((model.version for model in own if model.key in ready), own[0].version)
-        stable = says.stable if f"{name}:{says.stable}" in ready else newest
-        default.add(f"{name}:{stable}")
+        stable = f"{name}:{says.stable}"
+        newest = next((model.key for model in own if model.key in ready), own[0].key)
+        next_one = stable if stable in ready else newest
+        now = served.get(name, next_one)
+        default.add(now if now in ready else next_one)
+        besides.add(next_one)
         if says.canary is not None:
             besides.add(f"{name}:{says.canary}")
         shadow = shadow_of(says)

@@ -194,6 +194,20 @@ def test_a_version_answers_until_a_newer_one_is_measured_and_as_labels_say() -> 
     assert shadowed.loaded(labels={"a": Labels("a", shadow="a:1/onnx-fp32")}) == {"a:1/onnx-fp32", "a:2/onnx-fp32"}
 
 
+def test_the_version_that_answers_stays_beside_the_first_of_the_next_one_until_that_takes_over() -> None:
+    old, new = model("a"), model("a", 2)
+    of = [
+        ready(version, 40, builder=builder, accuracy=accuracy, ms=ms)
+        for version in (old, new)
+        for builder, accuracy, ms in (("onnx-fp32", 0.9, 10.0), ("openvino-fp32", 0.8, 5.0))
+    ]
+    play = Play([old, new], of, [worker(memory_mb=130, builders=BUILDERS)])
+    both = {"a:1/onnx-fp32", "a:2/onnx-fp32", "a:1/openvino-fp32"}
+    assert play.loaded(served={"a": "a:1"}) == both
+    assert play.loaded(10 * IN_USE_MS) == both
+    assert play.loaded(20 * IN_USE_MS, served={"a": "a:2"}) == {"a:2/onnx-fp32", "a:2/openvino-fp32", "a:1/onnx-fp32"}
+
+
 def test_a_small_one_behind_a_large_one_still_fits() -> None:
     models = [model("a"), model("b")]
     play = Play(models, [ready(models[0], 200), ready(models[1], 10)], [worker()])
