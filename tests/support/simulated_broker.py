@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker_builders import model, profile, put
-from simulated_facts import CANARY, COMMIT_MS, FLEET, LATE_BOUND_MS, SESSION_MS, SETTLE_MS, Variant
+from simulated_facts import CANARY, COMMIT_MS, FLEET, JUDGE_MS, LATE_BOUND_MS, SESSION_MS, SETTLE_MS, Variant
 
 from broker import devices
 from broker.core import Bury, CancelSent, Core, Reply, Send
@@ -50,6 +51,7 @@ class Broker:
         self.life = object()
         self.after(1, self.read)
         self.after(COMMIT_MS, self.commit_often)
+        self.after(JUDGE_MS, self.judge)
 
     def register(self, variant: Variant, version: int) -> None:
         of = model(variant.name, version)
@@ -171,16 +173,16 @@ class Broker:
         for topic, partition in () if self.leaving else core.ledger.owned():
             log, position = self.world.logs[partition], core.ledger.position(topic, partition)
             assert position is not None
-            fresh = [log.records[offset] for offset in sorted(log.records) if offset >= position]
+            fresh = [log.records[offset] for offset in log.offsets[bisect_left(log.offsets, position) :][:20]]
             again = fresh[:1] if self.world.chance(0.05) else []  # read twice, after a seek
-            for source in [*fresh[:20], *again]:
+            for source in [*fresh, *again]:
                 if core.ledger.arrived(source.record):
                     self.world.duplicates_max += not self.member  # read by a zombie
                     self.take(source, now_ms)
             if not fresh:
                 core.ledger.passed(topic, partition, log.end)
         self.kick()
-        self.after(self.world.between(1, 8), self.read)
+        self.after(self.world.between(*self.world.reads_ms), self.read)
 
     def take(self, source: Source, now_ms: float) -> None:
         match self.intake.read(source):
@@ -266,6 +268,10 @@ class Broker:
             self.finished_since_commit += frame.rows
         self.core.frame(worker, frame, self.world.now_ms)
         self.kick()
+
+    def judge(self) -> None:
+        self.core.judge(self.world.now_ms)
+        self.after(JUDGE_MS, self.judge)
 
     def commit_often(self) -> None:
         if not self.leaving:

@@ -11,6 +11,7 @@ TOPIC = "modelless.queries"
 SESSION_MS = 400.0
 SETTLE_MS = 150.0
 COMMIT_MS = 100.0
+JUDGE_MS = 500.0
 LATE_BOUND_MS = 3_000.0
 """Of ``on_miss: late`` without a worker; also the latency of those who state none."""
 

@@ -26,6 +26,7 @@ from broker.ledger import Source
 from modelless import frames
 from modelless.codec import encode_query
 from modelless.messages import Cancel, Labels, Query, RecordId
+from modelless.tensors import Tensor
 
 
 @dataclass
@@ -41,7 +42,15 @@ class Log:
 
     end: int = 0
     records: dict[int, Source] = field(default_factory=dict)
+    offsets: list[int] = field(default_factory=list)
+    """Of the records, ascending."""
     committed: tuple[int, str] = (0, "")
+
+    def put(self, source: Source) -> None:
+        """At the end."""
+        self.offsets.append(source.record.offset)
+        self.records[source.record.offset] = source
+        self.end = source.record.offset + 1
 
 
 class World:
@@ -62,6 +71,10 @@ class World:
         self.workers: list[Worker] = []
         self.quiet = False
         self.queries, self.faults = queries, faults
+        self.reads_ms = 1.0, 8.0
+        """Between two reads of a broker."""
+        self.tells = False
+        """Whether workers tell how long their batches took; then what brokers expect is not what profiles say."""
         self.swapped = False
         self.labels: Labels | None = CANARY if self.chance(0.7) else None
         self.answered_by: Counter[str] = Counter()
@@ -91,12 +104,19 @@ class World:
             if self.chance(0.5):
                 self.after(self.between(0, span_ms), change)
         self.after(span_ms * 1.2 + 50, self.calm)
-        while self.events and self.now_ms < 60_000:
+        self.play()
+        self.check_end()
+
+    def play(self) -> None:
+        """Until everything is settled after the last fault."""
+        ends_ms = 60_000.0
+        while self.events and self.now_ms < ends_ms:
             self.now_ms, _, event = heappop(self.events)
             event()
-            if self.quiet and self.settled():
+            if not self.quiet:
+                ends_ms = self.now_ms + 60_000
+            elif self.settled():
                 break
-        self.check_end()
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -106,10 +126,9 @@ class World:
         log = self.logs[partition]
         log.end += draw.choice((0, 0, 0, 1, 3))  # markers and aborted records
         record = RecordId(TOPIC, partition, log.end)
-        log.end += 1
         query = Query(
             id=f"{'poison' if draw.random() < 0.03 else 'q'}{record.partition}-{record.offset}",
-            inputs=(tensor(draw.choice((1, 1, 1, 2, 5))),),
+            inputs=self.rows(),
             task=draw.choice(("t", "t", "t", "none")) if draw.random() < 0.9 else None,
             latency_ms_max=draw.choice((None, 3.0, 10.0, 40.0, 40.0, 150.0, 600.0)),
             accuracy_min=draw.choice((None, None, 0.5, 0.85, 0.94, 0.99)),
@@ -121,12 +140,15 @@ class World:
             named = draw.choice(("small", "large", "tiny:1"))
             query = Query(query.id, query.inputs, model=named, on_miss=query.on_miss)
         value = encode_query(query) if draw.random() < 0.95 else draw.choice((b"\xc1", b"{}", b""))
-        log.records[record.offset] = Source(record, None, value, (), self.now_ms)
+        log.put(Source(record, None, value, (), self.now_ms))
         if value[:1] not in (b"\xc1", b"{", b""):
             self.asked[record] = query
         if draw.random() < 0.06:
             cancel = Cancel(query=str(record)) if draw.random() < 0.5 else Cancel(id=query.id)
             self.after(draw.choice((0.0, 2.0, 30.0)), lambda: self.cancel(cancel))
+
+    def rows(self) -> tuple[Tensor, ...]:
+        return (tensor(self.random.choice((1, 1, 1, 2, 5))),)
 
     def cancel(self, cancel: Cancel) -> None:
         for broker in self.brokers:

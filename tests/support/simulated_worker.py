@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from simulated_facts import FLEET, TOPIC, Variant, loadable
+from simulated_facts import FLEET, JUDGE_MS, TOPIC, Variant, loadable
 
 from broker import devices
 from modelless import frames
@@ -90,6 +90,7 @@ class Worker:
         self.factor, self.window_ms = 1.0, world.random.choice((0.0, 10.0, 60.0))
         self.alive = False
         self.answered: set[RecordId] = set()
+        self.ran: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def start(self) -> None:
         self.alive, self.life = True, object()
@@ -97,6 +98,17 @@ class Worker:
         self.running: tuple[Link, frames.Batch] | None = None
         for broker in self.world.brokers:
             self.dial(broker)
+        if self.world.tells:
+            self.beat(self.life)
+
+    def beat(self, life: object) -> None:
+        """Every half second, to every broker: what is loaded, and how long what ran took."""
+        if life is self.life and self.alive:
+            state = self.state()
+            self.ran.clear()
+            for link in self.links.values():
+                link.say(state)
+            self.world.after(JUDGE_MS, lambda: self.beat(life))
 
     def dial(self, broker: Broker) -> None:
         if not self.alive or not broker.alive or broker in self.links:
@@ -114,7 +126,13 @@ class Worker:
         link.say(frames.Credit(self.window_ms))
 
     def state(self) -> frames.State:
-        return frames.State(tuple(frames.VariantState(name, "ready") for name in sorted(self.loaded)), 0, 0.0, 1)
+        variants = [
+            frames.VariantState(
+                name, "ready", 0, tuple(ran := self.ran.get(name, [])), sum(r for r, _ in ran), sum(ms for _, ms in ran)
+            )
+            for name in sorted(self.loaded)
+        ]
+        return frames.State(tuple(variants), 0, 0.0, 1)
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
@@ -198,15 +216,22 @@ class Worker:
                 how[item.record] = "undeliverable", "OK"
             else:
                 how[item.record] = "answered", "OK"
-        execute_ms = batch.cost_ms * self.factor * self.world.between(0.8, 1.3)
+        rows = sum(item.rows for item in batch.items)
+        execute_ms = self.ms(batch.variant, rows) * self.factor * self.world.between(0.8, 1.3)
 
         def done() -> None:
             if life is self.life and self.alive:
                 self.running = None
+                if self.world.tells:
+                    self.ran[batch.variant].append((rows, execute_ms))
                 self.publish(link, batch, execute_ms, how)
                 self.next()
 
         self.world.after(execute_ms, done)
+
+    def ms(self, variant: str, rows: int) -> float:
+        """What the profile says."""
+        return next(v.ms(rows) for v in FLEET if (v.name, v.group) == (variant.partition(":")[0], self.group))
 
     def publish(self, link: Link, batch: frames.Batch, execute_ms: float, how: dict[RecordId, tuple[str, str]]) -> None:
         """The device is free; the outcome is told once Kafka has the replies."""
