@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from workers import processor
 
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 """Of modules whose distribution may have another name."""
@@ -47,8 +51,42 @@ def _version(module: str) -> str:
     return "unknown"
 
 
+def _bf16(device: str) -> str | None:
+    if device == "cpu" and not processor.flags().intersection(processor.BF16):
+        return f"this processor does not multiply bfloat16 itself (it has none of {', '.join(processor.BF16)})"
+    return None
+
+
+def _compiler(device: str) -> str | None:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"it needs a C++ compiler, and there is no {compiler}; install g++, or name another one in CXX"
+    return None
+
+
+_TORCH = ("torch", "safetensors")
+_ONNX = ("onnxruntime",)
+_EITHER = ("cpu", "cuda")
+_ONNX_EXPORTED = {"onnx": None, "safetensors": ".onnx"}
+_ONNX_QUANTISED = {"onnx": ".onnx", "safetensors": ".onnx"}
+_AS_IT_IS = {"safetensors": None}
+
 EMULATED = Described("emulated", "workers.formats.emulated", {"emulated": None}, (), ("emulated",))
-ONNX_FP32 = Described("onnx-fp32", "workers.formats.onnx", {"onnx": None}, ("onnxruntime",), ("cpu", "cuda"))
-TORCH_FP32 = Described(
-    "torch-fp32", "workers.formats.torch_module", {"safetensors": None}, ("torch", "safetensors"), ("cpu", "cuda")
+TORCH_FP32 = Described("torch-fp32", "workers.formats.torch_module", _AS_IT_IS, _TORCH, _EITHER)
+TORCH_BF16 = Described("torch-bf16", "workers.formats.torch_bf16", _AS_IT_IS, _TORCH, _EITHER, needs=_bf16)
+TORCH_FP16 = Described("torch-fp16", "workers.formats.torch_fp16", _AS_IT_IS, _TORCH, ("cuda",))
+TORCH_INT8 = Described("torch-int8", "workers.formats.torch_int8", _AS_IT_IS, (*_TORCH, "torchao"))
+TORCH_COMPILE = Described(
+    "torch-compile", "workers.formats.torch_compile", {"safetensors": ".pt2"}, _TORCH, _EITHER, needs=_compiler
+)
+ONNX_FP32 = Described("onnx-fp32", "workers.formats.onnx", _ONNX_EXPORTED, _ONNX, _EITHER)
+ONNX_INT8 = Described("onnx-int8", "workers.formats.onnx_int8", _ONNX_QUANTISED, (*_ONNX, "onnx"))
+OPENVINO_FP32 = Described("openvino-fp32", "workers.formats.openvino", _ONNX_EXPORTED, ("openvino",), extra="openvino")
+TENSORRT_FP16 = Described(
+    "tensorrt-fp16",
+    "workers.formats.tensorrt",
+    {"onnx": ".engine", "safetensors": ".engine"},
+    ("tensorrt", "torch", "onnx", *_ONNX),
+    ("cuda",),
+    extra="tensorrt",
 )

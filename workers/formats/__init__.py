@@ -71,7 +71,9 @@ def refuse_foreign(path: Path, suffix: str) -> None:
     if path.suffix.lower() != suffix:
         raise FormatError(f"{path.name}: expected a {suffix} file")
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(9)
+    if suffix == ".safetensors" and head[8:] == b"{":
+        return  # begins with a length, which may look like anything
     for magic, what in _REFUSED_MAGIC.items():
         if head.startswith(magic):
             raise FormatError(f"{path.name} is {what}, which is never loaded; export it as {suffix}")

@@ -1,22 +1,41 @@
-"""Torch modules: weights as safetensors, the architecture from a factory that the operator installed and allowed."""
+"""Torch modules: weights as safetensors, the architecture from a factory that the operator installed and allowed.
+
+Builder ``torch-fp32``: as it is, eagerly. All that is made of such a model, here and by the exporting builders, starts
+with :func:`network`: one module with the inputs and outputs as declared, whatever it computes in, stopped at one exit.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 
+from modelless.tensors import NUMPY_DTYPES
 from workers.formats import Array, FormatError, Source, refuse_foreign
 
 
 def load(source: Source, built: Path | None, device: str, threads: int) -> TorchModel:
     """Raises FormatError when the factory is not allowed or fails, or the weights do not fit its module strictly."""
-    refuse_foreign(source.path, ".safetensors")
+    return load_as(None, source, device, threads)
+
+
+def load_as(dtype: torch.dtype | None, source: Source, device: str, threads: int) -> TorchModel:
+    """Eagerly, in a reduced precision; None: as the factory made it."""
     torch.set_num_threads(threads)
-    module = _build(source.factory, source.factories_allowed)
+    return TorchModel(network(source, device, dtype), source, device)
+
+
+def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = None) -> Network:
+    """The source's network on the device, for inference. Raises FormatError as :func:`load` does."""
+    refuse_foreign(source.path, ".safetensors")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise FormatError("this torch sees no CUDA device; check the driver, or register it for a cpu group")
+    module = _from_factory(source.factory, source.factories_allowed)
     try:
         weights = safetensors.torch.load_file(source.path)
     except Exception as error:
@@ -25,27 +44,38 @@ def load(source: Source, built: Path | None, device: str, threads: int) -> Torch
         module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise FormatError(f"the weights do not fit {source.factory}: {' '.join(str(error).split())[:500]}") from None
-    if device != "cpu" and not torch.cuda.is_available():
-        raise FormatError("this torch sees no CUDA device; check the driver, or register it for a cpu group")
-    return TorchModel(module.eval().to(device), source, device)
+    if source.exit is not None and "exit" not in inspect.signature(module.forward).parameters:
+        raise FormatError(
+            f"model.toml says that {source.factory} has several exits; then its forward must take `exit: int | None`"
+        )
+    return Network(module.eval().requires_grad_(False).to(device, dtype), source, dtype).eval()
 
 
-class TorchModel:
-    def __init__(self, module: torch.nn.Module, source: Source, device: str) -> None:
-        self._module = module
-        self._inputs = [spec.name for spec in source.inputs]
-        self._outputs = [spec.name for spec in source.outputs]
-        self._device = device
+class Network(torch.nn.Module):
+    """The operator's module with a fixed signature: declared inputs in order to a tuple of declared outputs in order.
 
-    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
-        with torch.inference_mode():
-            tensors = [torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs]
-            return [output.cpu().numpy() for output in self._ordered(self._module(*tensors))]
+    With a ``dtype``, inputs of any floating-point type are cast to it, and outputs of it to what is declared.
+    """
 
-    def device_bytes(self) -> int:
-        return 0 if self._device == "cpu" else torch.cuda.memory_reserved(self._device)
+    def __init__(self, module: torch.nn.Module, source: Source, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.module = module
+        self._exit = {} if source.exit is None else {"exit": source.exit}
+        self._outputs = tuple(spec.name for spec in source.outputs)
+        self._dtype = dtype
+        self._dtypes = [torch.from_numpy(np.empty(0, NUMPY_DTYPES[spec.datatype])).dtype for spec in source.outputs]
 
-    def _ordered(self, result: object) -> list[torch.Tensor]:
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self._dtype is None:
+            return self._ordered(self.module(*inputs, **self._exit))
+        cast = [tensor.to(self._dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
+        outputs = self._ordered(self.module(*cast, **self._exit))
+        return tuple(
+            tensor.to(declared) if tensor.dtype == self._dtype else tensor
+            for tensor, declared in zip(outputs, self._dtypes, strict=False)  # how many is checked elsewhere
+        )
+
+    def _ordered(self, result: object) -> tuple[torch.Tensor, ...]:
         """One tensor, a sequence in the declared order, or a mapping by name."""
         if isinstance(result, torch.Tensor):
             result = [result]
@@ -56,7 +86,24 @@ class TorchModel:
             result = [result[name] for name in self._outputs]
         if not isinstance(result, Sequence) or not all(isinstance(part, torch.Tensor) for part in result):
             raise FormatError(f"the module returned {type(result).__name__}; expected tensors")
-        return list(result)
+        if len(result) != len(self._outputs):
+            raise FormatError(f"the model returned {len(result)} outputs, declared are {len(self._outputs)}")
+        return tuple(result)
+
+
+class TorchModel:
+    def __init__(self, network: Network, source: Source, device: str) -> None:
+        self._network = network
+        self._inputs = [spec.name for spec in source.inputs]
+        self._device = device
+
+    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs]
+            return [output.cpu().numpy() for output in self._network(*tensors)]
+
+    def device_bytes(self) -> int:
+        return 0 if self._device == "cpu" else torch.cuda.memory_reserved(self._device)
 
 
 def is_allowed(factory: str, allowed: Sequence[str]) -> bool:
@@ -65,7 +112,7 @@ def is_allowed(factory: str, allowed: Sequence[str]) -> bool:
     return any(module.startswith(name[:-1]) if name.endswith("*") else module == name for name in allowed)
 
 
-def _build(factory: str | None, allowed: Sequence[str]) -> torch.nn.Module:
+def _from_factory(factory: str | None, allowed: Sequence[str]) -> torch.nn.Module:
     if not factory:
         raise FormatError('a safetensors model needs `factory = "package.module:function"`')
     if not is_allowed(factory, allowed):
