@@ -150,6 +150,7 @@ device = "cpu"
 threads = 1
 workers = {workers}
 price_per_hour = 0.17
+builders = ["onnx-fp32", "torch-fp32"]  # no others to build and measure meanwhile
 {more}
 """)
         config = load_config(file)

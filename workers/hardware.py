@@ -11,11 +11,16 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 NVIDIA_S_MAX = 20.0
+BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""x86 with AVX-512 or AMX, and Arm: multiplies bfloat16 itself. Without one of them it is slower than float32."""
+INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Sums products of 8-bit numbers in 32 bits. x86 without one of them sums in 16, and saturates."""
 _MODEL = ("model name", "cpu family", "model", "CPU implementer", "CPU part")
 _FLAGS = re.compile(r"(avx|amx|fma|sse4|f16c|sve|sme|asimd|neon)\w*|\w*(bf16|fp16|vnni|i8mm|dotprod)\w*")
 
@@ -34,11 +39,23 @@ def fingerprint(device: str, threads: int) -> str:
 
 def processor(cpu_info: str) -> str:
     """The first processor of a /proc/cpuinfo: what names it, and its numeric instruction sets in order."""
-    lines = [line.partition(":") for line in cpu_info.split("\n\n")[0].splitlines()]
-    fields = {name.strip(): value.strip() for name, _, value in lines}
+    fields = _fields(cpu_info)
     names = [fields[name] for name in _MODEL if name in fields]
-    flags = (fields.get("flags") or fields.get("Features") or "").split()
-    return " ".join([*names, *sorted(flag for flag in flags if _FLAGS.fullmatch(flag))])
+    return " ".join([*names, *sorted(flag for flag in _flags(fields) if _FLAGS.fullmatch(flag))])
+
+
+def flags() -> frozenset[str]:
+    """This processor's instruction sets, as Linux names them; none where it does not say."""
+    return frozenset(_flags(_fields(_cpu_info())))
+
+
+def _fields(cpu_info: str) -> dict[str, str]:
+    lines = [line.partition(":") for line in cpu_info.split("\n\n")[0].splitlines()]
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _flags(fields: Mapping[str, str]) -> list[str]:
+    return (fields.get("flags") or fields.get("Features") or "").split()
 
 
 def _cpu_info() -> str:

@@ -19,7 +19,7 @@ from worker_builders import Y as ONNX_Y
 from worker_builders import write_onnx
 
 from modelless.frames import BatchTensor
-from workers import builders, processor
+from workers import builders, hardware
 from workers.executor import ChildExecutor, ExecutionError, LoadSpec
 
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
@@ -174,9 +174,9 @@ async def test_an_onnx_artifact_is_not_built_unless_it_is_quantised(child: Child
 
 
 def test_the_processor_says_what_torch_says() -> None:
-    flags = processor.flags()
+    flags = hardware.flags()
     assert ("avx512_bf16" in flags) == torch.cpu._is_avx512_bf16_supported()
-    assert (refused("torch-bf16") is None) == bool(flags.intersection(processor.BF16))
+    assert (refused("torch-bf16") is None) == bool(flags & hardware.BF16)
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("torch-compile") == (
         "it needs a C++ compiler, and there is no no-such-compiler; install g++, or name another one in CXX"
     )
-    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(hardware, "flags", lambda: frozenset({"avx512f"}))
     assert "does not multiply bfloat16 itself" in (refused("torch-bf16") or "")
     tensorrt = builders.find("tensorrt-fp16")
     assert tensorrt is not None

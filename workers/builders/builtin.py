@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from workers import processor
+from workers import hardware
 
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 """Of modules whose distribution may have another name."""
@@ -52,8 +52,8 @@ def _version(module: str) -> str:
 
 
 def _bf16(device: str) -> str | None:
-    if device == "cpu" and not processor.flags().intersection(processor.BF16):
-        return f"this processor does not multiply bfloat16 itself (it has none of {', '.join(processor.BF16)})"
+    if device == "cpu" and not hardware.flags() & hardware.BF16:
+        return f"this processor does not multiply bfloat16 itself (it has none of {', '.join(sorted(hardware.BF16))})"
     return None
 
 

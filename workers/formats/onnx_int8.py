@@ -14,7 +14,7 @@ from typing import Any
 
 import onnxruntime
 
-from workers import processor
+from workers import hardware
 from workers.formats import Array, FormatError, Source, refuse_foreign
 from workers.formats.onnx import OnnxModel, first_line, open_session
 
@@ -81,7 +81,7 @@ def _quantise(whole: Path, target: Path, folder: Path, calibration: Mapping[str,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        reduce_range=not processor.flags().intersection(processor.INT8),
+        reduce_range=not hardware.flags() & hardware.INT8,
     )
 
 
