@@ -19,7 +19,7 @@ from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle
 
 from broker.batcher import NEVER, Signature, VariantQueue, batch_rows
 from broker.canary import Counts
@@ -41,8 +41,8 @@ LATE_TURN_MS = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
 RANK_INTERVAL_MS = 250.0
 """So often candidates are ranked by what their tables have learned."""
-QUEUES_MAX = 256
-"""Of one group, before those that are empty are forgotten: shapes of rows are the senders' choice."""
+WANT_TURNS = 4
+"""One in so many that have a choice is asked what would be better if it were loaded, and stands for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,9 @@ class Core:
         self._sequence = count()
         self._rank_ms = -NEVER
         self._wants = Wants()
+        self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
+        self._instant_ms = -NEVER
+        self._unsettled_ms: dict[str, float] = {}
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -177,6 +180,7 @@ class Core:
 
     def joined(self, worker: Worker) -> None:
         self.groups.setdefault(worker.group, Group(worker.group)).workers[worker.incarnation] = worker
+        self._unsettled_ms.pop(worker.group, None)
         self._present(worker)
 
     def labels(self, name: str, labels: Labels | None, now_ms: float) -> None:
@@ -228,6 +232,7 @@ class Core:
             del workers[worker.incarnation]
             self.catalog.put_worker(worker.incarnation, None)
         self._count_ready(worker.group, worker.ready)
+        self._unsettled_ms.pop(worker.group, None)
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
             self.statistics.lost_workers += 1
@@ -306,9 +311,11 @@ class Core:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
         if not len(target.ranking):
             return self._park(entry)
-        choice = self._selector.choose(entry, target, now_ms, self._backlog_ms)
+        wanting = first and next(self._turn)
+        choice = self._selector.choose(entry, target, now_ms, self._backlog_ms, wanting=wanting)
         if first and choice.wanted is not None:
-            self._wants.add(choice.wanted.key, entry.rows)
+            times = WANT_TURNS if isinstance(choice, Chosen) else 1
+            self._wants.add(choice.wanted.key, times * entry.rows)
         if self.catalog.labels and isinstance(choice, Chosen):
             choice = self._canarys(entry, choice, target, now_ms)
         match choice:
@@ -331,7 +338,7 @@ class Core:
         if target is None or not len(target.ranking):
             return choice
         floor = self._selector.accuracy_floor(entry, named)
-        other = self._selector.choose(entry, target, now_ms, self._backlog_ms, floor)
+        other = self._selector.choose(entry, target, now_ms, self._backlog_ms, floor, wanting=False)
         if isinstance(other, Chosen) and not isinstance(match_inputs(query.inputs, other.candidate.model.inputs), str):
             return other
         return choice
@@ -339,13 +346,21 @@ class Core:
     def _backlog_ms(self, group: str, entry: Entry, now_ms: float) -> float:
         """Predicted work of a group that comes before an entry, all of its devices together."""
         deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        ahead_ms = 0.0
+        ahead_ms = self._unsettled_ms.get(group) if now_ms == self._instant_ms else None
+        if ahead_ms is None:
+            ahead_ms = self._sum_unsettled_ms(group, now_ms)
         for queue in self._queues[group].values():
-            if queue.rows:
-                ahead_ms += queue.ahead_ms(deadline_ms)
-        for worker in self.groups[group].workers.values():
-            ahead_ms += worker.outstanding_ms(now_ms)
+            ahead_ms += queue.ahead_ms(deadline_ms)
         return ahead_ms
+
+    def _sum_unsettled_ms(self, group: str, now_ms: float) -> float:
+        """What a group's workers have; the same for all that is placed at one instant, until something is sent."""
+        if now_ms != self._instant_ms:
+            self._instant_ms = now_ms
+            self._unsettled_ms.clear()
+        total_ms = sum([worker.outstanding_ms(now_ms) for worker in self.groups[group].workers.values()])
+        self._unsettled_ms[group] = total_ms
+        return total_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)
@@ -356,8 +371,6 @@ class Core:
         queues = self._queues[candidate.group]
         queue = queues.get((candidate.variant, signature))
         if queue is None:
-            if len(queues) >= QUEUES_MAX:
-                queues = self._queues[candidate.group] = {key: queue for key, queue in queues.items() if queue}
             queue = queues[candidate.variant, signature] = VariantQueue(candidate)
         queue.add(entry)
         if entry.latency_deadline_ms is not None:
@@ -428,6 +441,10 @@ class Core:
             queues = [queue for queue in self._queues[name].values() if queue]
             if queues:
                 self._dispatch(group, queues, refused, now_ms)
+            if self._queues[
+                name
+            ]:  # shapes of rows are the senders' choice: a queue is there while somebody waits in it
+                self._queues[name] = {key: queue for key, queue in self._queues[name].items() if queue}
         return refused
 
     def _dispatch(self, group: Group, queues: list[VariantQueue], refused: list[Entry], now_ms: float) -> None:
@@ -461,6 +478,7 @@ class Core:
         cost_ms = candidate.table.p50_ms(rows)
         sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
         worker.give(sent, now_ms)
+        self._unsettled_ms.pop(worker.group, None)
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
         for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
@@ -495,6 +513,7 @@ class Core:
                 self._settle(entry, item, now_ms)
         if frame.final:
             worker.settle(frame.batch, now_ms)
+            self._unsettled_ms.pop(worker.group, None)
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
                 return

@@ -11,13 +11,13 @@ else could answer, the choice names it as *wanted*, which the brokers tell the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.ranking import AT_ALL, NEVER, NOT_LOADED, Ranking, Waits
+from broker.ranking import AT_ALL, IDLE, NEVER, NOT_LOADED, SOME_LOADED, Class, Ranking
 from modelless.messages import Prefer
 
 Backlog = Callable[[str, Entry, float], float]
@@ -55,11 +55,20 @@ class Selector:
         self._accuracy_slack = accuracy_slack
 
     def choose(
-        self, entry: Entry, target: Target, now_ms: float, backlog: Backlog, floor: float | None = None
+        self,
+        entry: Entry,
+        target: Target,
+        now_ms: float,
+        backlog: Backlog,
+        floor: float | None = None,
+        *,
+        wanting: bool = True,
     ) -> Choice:
         """Decide for one query; the whole table of ``on_miss``. The target has candidates.
 
-        ``floor`` is the accuracy floor where it is not the target's: a canary stands in for what was named.
+        Args:
+            floor: the accuracy floor where it is not the target's: a canary stands in for what was named.
+            wanting: whether to look for what would be better than what is chosen; it is done anyway where nothing is.
         """
         query, ranking = entry.query, target.ranking
         if floor is None:
@@ -72,19 +81,16 @@ class Selector:
         slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
         if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
-        waits, waits_ms = [], 0.0
-        group_before = None
-        for class_id, group, workers in ranking.classes:
-            if group is not group_before:
-                waits_ms, group_before = backlog(group, entry, now_ms), group
-            waits.append((class_id, waits_ms / workers))
+        classes = ranking.classes
+        ahead_ms = {group: backlog(group, entry, now_ms) for group in ranking.groups}
         view = ranking.view(query.prefer, entry.rows)
-        found = view.best(waits, floor, cost_max, slack_ms, entry.refused_by)
-        if found is not None and not ranking.unloaded:
+        found = view.best(classes, ahead_ms, floor, cost_max, slack_ms, entry.refused_by)
+        if found is not None and not (wanting and ranking.unloaded):
             return Chosen(found)
-        asked = Asked(entry, ranking, waits, floor, cost_max, slack_ms)
+        asked = Asked(entry, ranking, ahead_ms, floor, cost_max, slack_ms)
         wanted = asked.wanted(query.prefer, found, floor, asked.latency_ms) if ranking.unloaded else None
-        return Chosen(found, (), wanted) if found is not None else asked.missed(wanted)
+        choice = Chosen(found, (), wanted) if found is not None else asked.missed(wanted)
+        return choice if wanting or not isinstance(choice, Chosen) else Chosen(choice.candidate, choice.missed)
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
         """What was asked for, or the best of what was named minus the slack."""
@@ -96,9 +102,15 @@ class Asked:
     """One query before one target at one instant, when the best of what is loaded is not all there is to say."""
 
     def __init__(
-        self, entry: Entry, ranking: Ranking, waits: Waits, floor: float, cost_max: float, slack_ms: float
+        self,
+        entry: Entry,
+        ranking: Ranking,
+        ahead_ms: Mapping[str, float],
+        floor: float,
+        cost_max: float,
+        slack_ms: float,
     ) -> None:
-        self._entry, self._ranking, self._waits = entry, ranking, waits
+        self._entry, self._ranking, self._ahead_ms = entry, ranking, ahead_ms
         self._floor, self._cost_max, self._slack_ms = floor, cost_max, slack_ms
         deadline_ms = entry.latency_deadline_ms
         self.latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
@@ -106,30 +118,37 @@ class Asked:
 
     def wanted(self, prefer: Prefer, chosen: Candidate | None, floor: float, latency_ms: float) -> Candidate | None:
         """The best of what nobody has loaded, if it meets these limits and is better than what is chosen."""
-        candidate = self._best(prefer, NOT_LOADED, floor, latency_ms)
+        candidate = self._possible(prefer, NOT_LOADED, floor, latency_ms)
         if candidate is None or chosen is None:
             return candidate
         rows = self._entry.rows
         return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
 
-    def _best(self, prefer: Prefer, waits: Waits, floor: float, slack_ms: float) -> Candidate | None:
+    def _in_time(self, prefer: Prefer, floor: float, slack_ms: float) -> Candidate | None:
+        """The best of what is loaded."""
+        entry, ranking = self._entry, self._ranking
+        view = ranking.view(prefer, entry.rows)
+        return view.best(ranking.classes, self._ahead_ms, floor, self._cost_max, slack_ms, entry.refused_by)
+
+    def _possible(self, prefer: Prefer, classes: Sequence[Class], floor: float, latency_ms: float) -> Candidate | None:
+        """The best of what would meet these limits if nothing came before it."""
         entry = self._entry
         view = self._ranking.view(prefer, entry.rows)
-        return view.best(waits, floor, self._cost_max, slack_ms, entry.refused_by)
+        return view.best(classes, IDLE, floor, self._cost_max, latency_ms, entry.refused_by)
 
     def _exists(self, floor: float, latency_ms: float) -> bool:
         """Whether anything, loaded or not, meets these limits and the one on cost."""
         view = self._ranking.view("cost", self._entry.rows)
-        return view.best(AT_ALL, floor, self._cost_max, latency_ms) is not None
+        return view.best(AT_ALL, IDLE, floor, self._cost_max, latency_ms) is not None
 
     def missed(self, wanted: Candidate | None) -> Choice:
         """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""
         prefer, on_miss = self._entry.query.prefer, self._entry.query.on_miss
         feasible = wanted is not None or self._exists(self._floor, self.latency_ms)
         if on_miss == "late" and feasible:
-            return _chosen(self._best("latency", self._waits, self._floor, NEVER), wanted)
+            return _chosen(self._in_time("latency", self._floor, NEVER), wanted)
         if on_miss == "late" and self._exists(self._floor, NEVER):
-            found = self._best(prefer, self._waits, self._floor, NEVER)
+            found = self._in_time(prefer, self._floor, NEVER)
             return _chosen(found, self.wanted(prefer, found, self._floor, NEVER))
         if on_miss == "degrade" and (feasible or self._exists(-NEVER, self.latency_ms)):
             return self._degraded(wanted)
@@ -139,13 +158,12 @@ class Asked:
 
     def _degraded(self, wanted: Candidate | None) -> Choice:
         """The most accurate that will be in time; it is below the floor, since above it none is."""
-        found = self._best("accuracy", self._waits, -NEVER, self._slack_ms)
+        found = self._in_time("accuracy", -NEVER, self._slack_ms)
         wanted = wanted or self.wanted("accuracy", found, -NEVER, self.latency_ms)
         if found is not None:
             return Chosen(found, ("accuracy",), wanted)
-        idle = [(class_id, 0.0) for class_id, _ in self._waits]
         view = self._ranking.view("accuracy", self._entry.rows)
-        if view.best(idle, -NEVER, self._cost_max, self.latency_ms) is None:
+        if view.best(SOME_LOADED, IDLE, -NEVER, self._cost_max, self.latency_ms) is None:
             return Parked(wanted)
         return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time", None, wanted)
 
@@ -153,10 +171,10 @@ class Asked:
         """When it would have been in time, had it come so much earlier, is when to come back."""
         rows = self._entry.rows
         late_ms = NEVER
-        for class_id, wait_ms in self._waits:
-            found = self._best("latency", ((class_id, 0.0),), self._floor, self.latency_ms)
+        for class_id, group, workers in self._ranking.classes:
+            found = self._possible("latency", (Class(class_id, "", 1),), self._floor, self.latency_ms)
             if found is not None:
-                late_ms = min(late_ms, wait_ms + found.lat_ms(rows) - self._slack_ms)
+                late_ms = min(late_ms, self._ahead_ms[group] / workers + found.lat_ms(rows) - self._slack_ms)
         for refused in self._entry.refused_by:  # its turn came too late this time
             if isinstance(refused, Candidate) and refused.workers:
                 late_ms = min(late_ms, refused.lat_ms(rows))
@@ -168,19 +186,19 @@ class Asked:
         """What is feasible next to what was asked for, in words."""
         ranking, rows = self._ranking, self._entry.rows
         floor = -NEVER if self._entry.query.on_miss == "degrade" else self._floor
-        most = ranking.view("accuracy", rows).best(AT_ALL, -NEVER, NEVER, NEVER)
+        most = ranking.view("accuracy", rows).best(AT_ALL, IDLE, -NEVER, NEVER, NEVER)
         assert most is not None
         if most.accuracy_low < floor:
             return f"no variant has accuracy >= {floor:.4g}; the most accurate, {most.variant}, has {_accuracy(most)}"
         limits = [f"accuracy >= {floor:.4g}"] if floor > -NEVER else []
-        least = ranking.view("cost", rows).best(AT_ALL, floor, NEVER, NEVER)
+        least = ranking.view("cost", rows).best(AT_ALL, IDLE, floor, NEVER, NEVER)
         assert least is not None
         if least.cost_per_1000_least > self._cost_max:
             return (
                 f"no variant{_with(limits)} costs at most {self._cost_max:.3g} USD per 1,000; "
                 f"the cheapest, {least.variant}, costs {least.cost_per_1000_least:.3g}"
             )
-        fastest = ranking.view("latency", rows).best(AT_ALL, floor, self._cost_max, NEVER)
+        fastest = ranking.view("latency", rows).best(AT_ALL, IDLE, floor, self._cost_max, NEVER)
         assert fastest is not None
         if self._cost_max < NEVER:
             limits.append(f"cost <= {self._cost_max:.3g}")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.catalog import SCALE_STEP, TARGETS_MAX, Catalog, Target, match_inputs
-from broker.ranking import AT_ALL, NEVER, SIZES
+from broker.ranking import AT_ALL, IDLE, NEVER, SIZES
 from modelless.messages import Correction, Evaluation, ModelVersion, Profile, Query
 from modelless.tensors import Tensor, TensorSpec
 
@@ -102,7 +102,7 @@ def test_candidates_are_ranked_anew_when_their_tables_have_learned_enough() -> N
     assert target is not None
 
     def fastest() -> str:
-        found = target.ranking.view("latency", 1).best(AT_ALL, 0, NEVER, NEVER)
+        found = target.ranking.view("latency", 1).best(AT_ALL, IDLE, 0, NEVER, NEVER)
         assert found is not None
         return found.model.name
 

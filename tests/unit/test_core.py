@@ -8,7 +8,7 @@ import pytest
 from broker_builders import FLAT, TOPIC, Bench, entry, model, profile, put
 
 from broker.batcher import VariantQueue
-from broker.core import Bury, CancelSent, Core, Reply, Send
+from broker.core import Bury, CancelSent, Reply, Send
 from broker.ledger import Entry, State
 from modelless import frames
 from modelless.messages import Cancel
@@ -570,13 +570,35 @@ def test_leaving_parks_nothing_any_more() -> None:
     assert bench.poll(99_999) == []
 
 
+# --- what is not loaded -----------------------------------------------------------------------------------------------
+
+
+def test_a_lone_query_that_waits_for_a_variant_wants_it() -> None:
+    bench = two()
+    bench.worker(B)
+    waiting = bench.admit(model="a", rows=3)
+    assert bench.poll() == []
+    assert bench.core.wants(1000) == {f"{A}@cpu": pytest.approx(0.285, rel=0.01)}
+    bench.worker(A)
+    assert [send.batch.items[0].record for send in sends(bench.poll())] == [waiting.record]
+
+
+def test_what_would_be_better_is_wanted_as_often_as_it_would_be() -> None:
+    bench = two()
+    bench.worker(B, window_ms=10_000)
+    for second in range(1, 100):
+        for _ in range(20):
+            bench.admit(1000 * second)
+        bench.poll(1000 * second)
+        rates = bench.core.wants(1000 * second)
+    assert rates == {f"{A}@cpu": pytest.approx(20, rel=0.01)}
+
+
 def test_many_shapes_leave_no_empty_queues_behind() -> None:
     free = model(shape=(-1, -1))
-    core = Core()
-    put(core.catalog, free, profile(free))
-    core.ledger.assign(TOPIC, 0, 0, "")
+    bench = Bench((free, [profile(free)]))
+    bench.worker(M, window_ms=100_000)
     for width in range(1, 600):
-        made = entry(width, width=width)
-        core.ledger.arrived(made.record)
-        core.admit(made, 0)
-    assert sum(map(len, core._queues.values())) <= 300
+        bench.admit(width=width)
+    assert len(sends(bench.poll())) == 599
+    assert sum(map(len, bench.core._queues.values())) == 0

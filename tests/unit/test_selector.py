@@ -63,7 +63,9 @@ def test_among_what_meets_the_constraints_prefer_decides() -> None:
 
 def test_of_equals_the_cheaper_and_then_the_sooner() -> None:
     assert name(case(("a", 0.9, 10, 2, 10), ("b", 0.9, 10, 1, 20)).choose(prefer="accuracy")) == "b"
-    assert name(case(("a", 0.9, 10, 1, 20), ("b", 0.9, 10, 1, 10)).choose()) == "b"
+    for prefer in ("cost", "accuracy"):
+        assert name(case(("a", 0.9, 10, 1, 20), ("b", 0.9, 10, 1, 10)).choose(prefer=prefer)) == "b"
+        assert name(case(("a", 0.9, 10, 1, 10), ("b", 0.9, 10, 1, 20)).choose(prefer=prefer)) == "a"
     assert name(case(("a", 0.9, 10, 1, 10), ("b", 0.95, 10, 1, 10)).choose(accuracy_min=0.5)) == "b"
 
 
