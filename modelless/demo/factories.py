@@ -52,6 +52,11 @@ def committee() -> nn.Module:
     return Committee([deep(48) for _ in range(MEMBERS)])
 
 
+def multi_exit() -> nn.Module:
+    """Three exits: `exits = 3` in its model.toml."""
+    return MultiExit([8, 16, 32])
+
+
 class Committee(nn.Module):
     """Averages the log-probabilities of its members over the image and its eight shifts by a pixel."""
 
@@ -65,6 +70,40 @@ class Committee(nn.Module):
         stacked = torch.cat(views)
         votes = [member(stacked).log_softmax(-1).view(len(views), -1, CLASSES).mean(0) for member in self.members]
         return torch.stack(votes).mean(0)
+
+
+class MultiExit(nn.Module):
+    """A network that can answer early: what it has computed so far is enough for a classifier, after every block.
+
+    After MSDNet (Huang et al., ICLR 2018), whose point it keeps: every block carries a fine and a coarse scale along,
+    because a classifier needs coarse features, and an early block's fine ones are not yet such. Here each coarse scale
+    takes the previous one and a strided look at the fine one.
+    """
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        before = [1, *channels[:-1]]
+        self.fine = nn.ModuleList(nn.Sequential(*_convolution(i, o)) for i, o in zip(before, channels, strict=True))
+        self.look = nn.ModuleList(nn.Conv2d(o, o, 3, stride=2, padding=1) for o in channels)
+        self.coarse = nn.ModuleList(
+            nn.Sequential(*_convolution((i if index else 0) + o, o))
+            for index, (i, o) in enumerate(zip(before, channels, strict=True))
+        )
+        self.heads = nn.ModuleList(nn.Sequential(nn.Flatten(), nn.Linear(16 * o, CLASSES)) for o in channels)
+
+    def forward(self, pixels: torch.Tensor, exit: int | None = None) -> torch.Tensor:
+        """The answer after the block ``exit``, from 1; None: after the last. What comes later is not computed."""
+        return self.exits(pixels, exit)[-1]
+
+    def exits(self, pixels: torch.Tensor, last: int | None = None) -> list[torch.Tensor]:
+        """The answers after each block up to ``last``: what training weighs together."""
+        fine, coarse, answers = pixels, None, []
+        for index in range(last or len(self.heads)):
+            fine = self.fine[index](fine)
+            looked = self.look[index](fine)
+            coarse = self.coarse[index](looked if coarse is None else torch.cat([coarse, looked], dim=1))
+            answers.append(self.heads[index](coarse))
+        return answers
 
 
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:

@@ -48,6 +48,23 @@ def test_no_image_is_in_two_parts_and_every_class_is_in_each() -> None:
         assert np.bincount(part.labels, minlength=10).min() >= 0.08 * len(part.labels)
 
 
+def test_an_early_exit_answers_as_when_all_are_computed_and_computes_no_more() -> None:
+    network = factories.multi_exit().eval()
+    pixels = torch.rand(4, 1, 8, 8)
+    called: list[int] = []
+    for number, head in enumerate(network.heads, start=1):
+        head.register_forward_hook(lambda *_, number=number: called.append(number))
+    with torch.inference_mode():
+        answers = network.exits(pixels)
+        called.clear()
+        for exit, answer in enumerate(answers, start=1):
+            assert torch.equal(network(pixels, exit=exit), answer)
+            assert called == list(range(1, exit + 1))
+            called.clear()
+        assert torch.equal(network(pixels), answers[-1])
+    assert answers[0].shape == (4, 10)
+
+
 def test_a_family_is_made_once(tmp_path: Path) -> None:
     first, told = make(tmp_path, LINEAR, MLP)
     assert not first.is_reused

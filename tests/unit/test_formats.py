@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from worker_builders import write_onnx
 from modelless.frames import BatchTensor
 from workers import builders, hardware
 from workers.executor import ChildExecutor, ExecutionError, LoadSpec
+from workers.formats import Array, FormatError, Source, refuse_foreign
 
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
 ROWS = np.random.default_rng(0).standard_normal((128, 3, 8, 8)).astype("<f4")
@@ -171,6 +173,41 @@ async def test_an_onnx_artifact_is_not_built_unless_it_is_quantised(child: Child
         assert np.array_equal(await answer(child, of, rows), rows + 1)
     with pytest.raises(ExecutionError, match="no output z; it has: y"):
         await child.load(replace(of, outputs=(replace(ONNX_Y, name="z"),)))
+
+
+class _Shifted:
+    """Answers one row otherwise than the network, as a graph does that took a batch of one for a special case."""
+
+    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+        x = inputs["x"]
+        return [np.exp(x.reshape(len(x), -1)[:, :10]) + np.float32(0.1 if len(x) == 1 else 0)]
+
+    def device_bytes(self) -> int:
+        return 0
+
+
+def test_what_answers_otherwise_than_the_network_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.formats import exporting, torch_module
+
+    of = spec(tmp_path, "onnx-fp32", "exponential")
+    source = Source(of.path, of.inputs, of.outputs, of.factory, of.factories_allowed)
+    network = torch_module.network(source)
+    with pytest.raises(FormatError, match=r"built, it answers 1 rows otherwise than the network: 'y' differs by 0\.1"):
+        exporting.check_same(network, _Shifted(), source, None)
+    monkeypatch.setattr(exporting, "ROWS_CHECKED", (2, 5))
+    exporting.check_same(network, _Shifted(), source, None)
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> None:
+    """The first bytes of a safetensors file are a length: 896 is 80 03 00…, as a pickle begins."""
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", 896) + b"{" + bytes(895))
+    refuse_foreign(path, ".safetensors")
+    path.write_bytes(struct.pack("<Q", 896) + b"}" + bytes(895))
+    with pytest.raises(FormatError, match="is a pickle"):
+        refuse_foreign(path, ".safetensors")
 
 
 def test_the_processor_says_what_torch_says() -> None:
