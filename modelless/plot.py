@@ -1,7 +1,7 @@
 """Accuracy against latency and against cost, with the Pareto frontier drawn: a picture of the variants.
 
-One row of panels per task; a colour per model, a marker per builder, error bars for the 95 % interval. Needs
-matplotlib, of the extra ``demo``.
+One row of panels per task; a colour per model, a marker per builder, error bars for the 95 % interval. Each panel's
+frontier is that of what it shows, accuracy and one of the two. Needs matplotlib, of the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -136,9 +136,8 @@ def _draw(
     axes: Axes, panel: Panel, own: Sequence[Variant], colours: Mapping[str, str], markers: Mapping[str, str]
 ) -> list[tuple[float, float, bool]]:
     """Points, error bars and frontier; where each variant is, in data coordinates, and if it is on the frontier."""
-    points = [_point(variant) for variant in own]
-    xs = [getattr(point, panel.field) * panel.factor for point in points]
-    chosen = set(frontier([Point(point.accuracy, x) for point, x in zip(points, xs, strict=True)]))
+    xs = [getattr(_point(variant), panel.field) * panel.factor for variant in own]
+    chosen = set(frontier([Point(variant.accuracy or 0.0, x) for variant, x in zip(own, xs, strict=True)]))
     stairs = sorted((xs[index], own[index].accuracy or 0.0) for index in chosen)
     axes.set_xscale("log")
     axes.grid(visible=True, which="both", color="0.93", zorder=0)

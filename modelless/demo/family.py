@@ -52,11 +52,11 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("digits-linear", "linear", "digits_linear.onnx", epochs=20, learning_rate=1e-2),
+    Recipe("digits-linear", "linear", "digits_linear.safetensors", epochs=20, learning_rate=1e-2),
     Recipe("digits-mlp", "mlp", "digits_mlp.safetensors", epochs=30, learning_rate=1e-2),
-    Recipe("digits-cnn", "cnn", "digits_cnn.onnx", epochs=25, learning_rate=1e-2, shifts=True),
-    Recipe("digits-deep", "deep", "digits_deep.onnx", epochs=25, learning_rate=4e-3, shifts=True),
-    Recipe("digits-committee", "committee", "digits_committee.onnx", epochs=40, learning_rate=4e-3, shifts=True),
+    Recipe("digits-cnn", "cnn", "digits_cnn.safetensors", epochs=25, learning_rate=1e-2, shifts=True),
+    Recipe("digits-deep", "deep", "digits_deep.safetensors", epochs=25, learning_rate=4e-3, shifts=True),
+    Recipe("digits-committee", "committee", "digits_committee.safetensors", epochs=40, learning_rate=4e-3, shifts=True),
 )
 
 
@@ -120,10 +120,9 @@ def _make(home: Path, progress: Progress, recipes: tuple[Recipe, ...]) -> None:
 
 def specification(recipe: Recipe) -> str:
     """The model.toml of a recipe."""
-    is_whole = recipe.artifact.endswith(".onnx")
-    factory = "" if is_whole else f'factory = "modelless.demo.factories:{recipe.factory}"\n'
     return (
-        f'name = "{recipe.name}"\ntask = "{TASK}"\nartifact = "{recipe.artifact}"\n{factory}\n'
+        f'name = "{recipe.name}"\ntask = "{TASK}"\nartifact = "{recipe.artifact}"\n'
+        f'factory = "modelless.demo.factories:{recipe.factory}"\n\n'
         '[inputs.pixels]\ndatatype = "FP32"\nshape = [-1, 1, 8, 8]\n\n'
         '[outputs.logits]\ndatatype = "FP32"\nshape = [-1, 10]\n\n'
         '[evaluation]\ndata = "digits_eval.npz"\n'

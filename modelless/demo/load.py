@@ -15,7 +15,7 @@ from modelless.demo.scenario import Arrival, Policy, QueryClass, Scenario
 from modelless.errors import ModellessError
 
 WARM_UP_QUERIES = 20
-"""Per model, before anything is counted in figures; they count in the verification."""
+"""Of each kind, before anything is counted in figures; they count in the verification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Load:
         self._images = images
         self.submitted = 0
 
-    async def warm_up(self, models: Sequence[str]) -> None:
-        futures = [self._submit(i, {"model": model}) for model in models for i in range(WARM_UP_QUERIES)]
+    async def warm_up(self, asks: Sequence[Ask]) -> None:
+        futures = [self._submit(i, ask) for ask in asks for i in range(WARM_UP_QUERIES)]
         await asyncio.wait(futures)
         for future in futures:
             future.exception()
@@ -51,9 +51,9 @@ class Load:
             ahead_s = begin_s + arrival.at_s - perf_counter()
             await asyncio.sleep(max(0.0, ahead_s))
             lag_s_max = max(lag_s_max, perf_counter() - begin_s - arrival.at_s)
-            future = self._submit(arrival.image, _ask(scenario.kind(arrival.kind), policy))
+            future = self._submit(arrival.image, ask_of(scenario.kind(arrival.kind), policy))
             outstanding.add(future)
-            future.add_done_callback(self._writer(policy, arrival, answers, outstanding, begin_s))
+            future.add_done_callback(self._writer(scenario, policy, arrival, answers, outstanding, begin_s))
             progress(n + 1)
         while outstanding:
             await asyncio.wait(outstanding)
@@ -65,6 +65,7 @@ class Load:
 
     def _writer(
         self,
+        scenario: Scenario,
         policy: Policy,
         arrival: Arrival,
         answers: list[Answer],
@@ -78,6 +79,7 @@ class Load:
             answers.append(
                 _answer(
                     future,
+                    scenario,
                     policy=policy.name,
                     kind=arrival.kind,
                     at_s=sent_s - begin_s,
@@ -89,16 +91,23 @@ class Load:
         return write_down
 
 
-def _ask(kind: QueryClass, policy: Policy) -> Ask:
-    """A fixed choice keeps the deadline and what to do about it; the accuracy is the model's, whatever was asked."""
+def ask_of(kind: QueryClass, policy: Policy) -> Ask:
+    """A fixed choice keeps the deadline and what to do about it; the accuracy is its own, whatever was asked."""
     ask: Ask = {"latency_ms_max": kind.latency_ms_max, "on_miss": kind.on_miss}
-    if policy.model is not None:
-        return ask | {"model": policy.model}
+    if policy.pins is not None:
+        return ask | {"variant": policy.pins[kind.name]}
     return ask | {"task": TASK, "accuracy_min": kind.accuracy_min, "prefer": kind.prefer}
 
 
 def _answer(
-    future: asyncio.Future[Result], *, policy: str, kind: str, at_s: float, latency_ms: float, label: int
+    future: asyncio.Future[Result],
+    scenario: Scenario,
+    *,
+    policy: str,
+    kind: str,
+    at_s: float,
+    latency_ms: float,
+    label: int,
 ) -> Answer:
     error = future.exception()
     if error is not None:
@@ -112,8 +121,9 @@ def _answer(
         OK,
         label,
         predicted=int(result.output.argmax()),
-        model=result.model,
-        accuracy=result.accuracy,
+        variant=result.variant,
+        accuracy=scenario.accuracy(result.variant),
+        batch_size=result.batch_size,
         cost=result.cost,
         missed=result.missed,
     )

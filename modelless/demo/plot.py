@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 
 from modelless.demo.report import OK, Answer
 from modelless.demo.scenario import Scenario
+from modelless.demo.show import short
 
 BIN_S = 0.5
+VARIANTS_SHOWN_MAX = 9
+"""Of those that answered, by a colour of their own."""
 
 
 def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: float) -> None:
@@ -39,11 +43,23 @@ def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: flo
     latencies.set_ylabel("latency, ms")
     latencies.set_title("how fast it was answered (dashed: what was asked)", loc="left")
 
-    chosen = [measured.model for measured in scenario.measured]
-    counts = np.array([_per_bin([a for a in ours if a.model == model], edges) for model in chosen], dtype=float)
-    models.stackplot(edges, _to_the_end(counts / np.maximum(counts.sum(axis=0), 1)), labels=chosen, step="post")
+    frequent = [name for name, _ in Counter(a.variant for a in ours if a.variant).most_common()]
+    shown = frequent[:VARIANTS_SHOWN_MAX]
+    counts = [_per_bin([a for a in ours if a.variant == name], edges) for name in shown]
+    labels, colours = [short(name) for name in shown], [f"C{index % 10}" for index in range(len(shown))]
+    if others := frequent[VARIANTS_SHOWN_MAX:]:
+        counts.append(_per_bin([a for a in ours if a.variant in others], edges))
+        labels, colours = [*labels, f"{len(others)} others"], [*colours, "0.8"]
+    parts = np.array(counts, dtype=float)
+    models.stackplot(
+        edges,
+        _to_the_end(parts / np.maximum(parts.sum(axis=0), 1)),
+        labels=labels,
+        colors=colours,
+        step="post",
+    )
     models.set_ylabel("share of answers")
-    models.set_title("what answered", loc="left")
+    models.set_title("which variants answered", loc="left")
 
     kinds = {kind.name: kind for kind in scenario.classes}
     for policy in scenario.policies:

@@ -28,9 +28,11 @@ class Answer:
     status: str
     label: int
     predicted: int | None = None
-    model: str | None = None
+    variant: str | None = None
     accuracy: float | None = None
-    """Measured accuracy of what answered."""
+    """Of what answered, as it was chosen by: the lower end of what was measured."""
+    batch_size: int | None = None
+    """Rows of the batch that it ran in."""
     cost: float | None = None
     """USD."""
     missed: tuple[str, ...] = ()
@@ -67,7 +69,9 @@ class Figures:
     """USD, of the answered."""
     not_ok: dict[str, int]
     """Queries without an answer, by status."""
-    models: dict[str, float]
+    batch_rows: float | None
+    """Of the batches that the answered ran in, the mean over queries."""
+    variants: dict[str, float]
     """Shares of the answered, the most frequent first."""
 
 
@@ -89,7 +93,8 @@ def _row(policy: str, name: str, answers: Sequence[Answer], by_name: dict[str, Q
     as_asked = sum(answer.is_as_asked(by_name[answer.kind]) for answer in answers)
     latencies = [answer.latency_ms for answer in answered]
     costs = [answer.cost for answer in answered if answer.cost is not None]
-    models = Counter(answer.model or "?" for answer in answered)
+    chosen = Counter(answer.variant or "?" for answer in answered)
+    batches = [answer.batch_size for answer in answered if answer.batch_size is not None]
     return Figures(
         policy=policy,
         kind=name,
@@ -102,7 +107,8 @@ def _row(policy: str, name: str, answers: Sequence[Answer], by_name: dict[str, Q
         accuracy=_share(sum(answer.is_right for answer in answered), len(answered)) if answered else None,
         cost_per_1000=1000 * sum(costs) / len(costs) if costs else None,
         not_ok=dict(Counter(answer.status for answer in answers if answer.status != OK).most_common()),
-        models={model: count / len(answered) for model, count in models.most_common()},
+        batch_rows=sum(batches) / len(batches) if batches else None,
+        variants={variant: count / len(answered) for variant, count in chosen.most_common()},
     )
 
 
@@ -118,6 +124,34 @@ def verdict(rows: Sequence[Figures]) -> str:
             comparison = f"{abs(ahead) * 100:.1f} points {'fewer' if ahead > 0 else 'more'}"
         words.append(f"{other.policy}: {_percent(other.as_asked)}, {comparison}{_cost_ratio(other, ours)}.")
     return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class CostRatios:
+    """Mean cost of an answer, model-less, over that of ..."""
+
+    to_oracle: float | None
+    """... one who knows the table and the load; the aim is at most 1.15."""
+    to_single: float | None
+    """... the best single variant for all classes."""
+
+
+def cost_ratios(rows: Sequence[Figures], ours: str, oracle: str, single: str) -> CostRatios:
+    """Each class weighs by its queries under all policies alike, so that refusing dear ones makes nobody cheap."""
+    return CostRatios(_ratio(rows, ours, oracle), _ratio(rows, ours, single))
+
+
+def _ratio(rows: Sequence[Figures], policy: str, other: str) -> float | None:
+    ours = {row.kind: row for row in rows if row.policy == policy and row.kind != "all"}
+    theirs = {row.kind: row for row in rows if row.policy == other and row.kind != "all"}
+    mine = other_cost = 0.0
+    for kind, row in ours.items():
+        cost, cost_other = row.cost_per_1000, theirs[kind].cost_per_1000 if kind in theirs else None
+        if cost is None or cost_other is None:
+            return None
+        mine += row.queries * cost
+        other_cost += row.queries * cost_other
+    return mine / other_cost if other_cost else None
 
 
 def as_dict(rows: Sequence[Figures]) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from rich.console import Console
@@ -18,13 +20,16 @@ from modelless.client import Client
 from modelless.config import Config
 from modelless.demo import report, scenario, show
 from modelless.demo.family import Family, prepare
-from modelless.demo.load import Driven, Load
-from modelless.demo.measured import register_family
+from modelless.demo.load import Driven, Load, ask_of
+from modelless.demo.measured import measured, register_family
 from modelless.demo.plot import plot
-from modelless.demo.scenario import Scenario
-from modelless.demo.system import System, write_config
+from modelless.demo.scenario import Policy, Scenario
+from modelless.demo.system import BUILDERS, System, write_config
 from modelless.demo.verify import Count, Verifier
+from modelless.plot import plot_variants
+from modelless.variants import Variant
 
+WARM_UP_MS = 20_000
 _PAUSE_S = 1.0
 """Between policies, so that one does not inherit the other's tail."""
 
@@ -33,9 +38,13 @@ _PAUSE_S = 1.0
 class Options:
     rate: float = 300.0
     """Queries per second at the end, outside bursts."""
-    seconds: float = 20.0
-    """Of each of the three policies."""
+    seconds: float = 15.0
+    """Of each of the four policies."""
+    make_s_max: float = 240.0
+    """How long to wait for variants; what is not made by then is left out."""
     seed: int = 7
+    compile: bool = False
+    """Also make the variants that take a compiler."""
     keep: bool = False
     folder: Path = Path(".modelless/demo")
     results: Path = Path("demo-results")
@@ -44,7 +53,7 @@ class Options:
 def run(options: Options, base: Config | None, console: Console) -> bool:
     """True when every query got exactly one reply. ``base``: see :func:`write_config`."""
     family = _train(options, console)
-    config_file = write_config(options.folder, base)
+    config_file = write_config(options.folder, base, () if options.compile else BUILDERS)
     exact: bool = uvloop.run(_serve(options, config_file, family, console))
     return exact
 
@@ -76,21 +85,41 @@ async def _serve(options: Options, config_file: Path, family: Family, console: C
     started_s = time.monotonic()
     async with System(config_file, options.folder / "up.log") as system:
         console.print(f"ready after {time.monotonic() - started_s:.1f} s at {system.config.kafka.servers}")
-        console.rule("3. registering and measuring", align="left")
-        measured = await register_family(system.config, family, lambda line: console.print(line))
-        plan = scenario.make_scenario(measured)
-        console.print(show.family_table(plan))
+        console.rule("3. registering; making and measuring variants", align="left")
+        found = await _register(options, system, family, console)
+        plan = scenario.make_scenario(measured(found))
         driven, count = await _drive(options, system, plan, family, console)
-        _conclude(options, plan, driven, count, console)
+        plan = replace(plan, policies=tuple(policy for policy, _ in driven))
+        _conclude(options, plan, found, [part for _, part in driven], count, console)
         if options.keep:
             console.print(f"kept running: modelless query --config {config_file} --help; Ctrl-C ends it")
             await system.wait()
     return count.is_exact
 
 
+async def _register(options: Options, system: System, family: Family, console: Console) -> tuple[Variant, ...]:
+    started_s = time.monotonic()
+    with _progress(console) as progress:
+        bars: dict[str, Any] = {}
+
+        def made(model: str, done: int, total: int) -> None:
+            if model not in bars:
+                bars[model] = progress.add_task(f"making {model}", total=None)
+            progress.update(bars[model], completed=done, total=max(total, 1))
+
+        found = await register_family(system.config, family, made, options.make_s_max)
+    ready = sum(variant.point is not None for variant in found)
+    console.print(f"{ready} variants of {len(family.specifications)} models in {time.monotonic() - started_s:.0f} s")
+    console.print(show.family_table(found))
+    for line in show.failures(found):
+        console.print(line, highlight=False)
+    return found
+
+
 async def _drive(
     options: Options, system: System, plan: Scenario, family: Family, console: Console
-) -> tuple[dict[str, Driven], Count]:
+) -> tuple[list[tuple[Policy, Driven]], Count]:
+    """The policies in their order; the oracle's comes last, since it knows what the load was like."""
     console.rule("4. the load", align="left")
     arrivals = scenario.make_arrivals(
         plan.classes,
@@ -104,53 +133,70 @@ async def _drive(
         f"{options.rate * scenario.RATE_FIRST:.0f} to {options.rate:.0f} a second, "
         f"{len(scenario.BURSTS)} bursts of {scenario.BURST_FACTOR:g} times that"
     )
-    driven: dict[str, Driven] = {}
     async with Verifier(system.config) as verifier, Client.from_config(system.config) as client:
         load = Load(client, family.queries)
-        await load.warm_up([model.model for model in plan.measured])
         with _progress(console) as progress:
-            for policy in plan.policies:
+
+            async def drive(policy: Policy) -> Driven:
                 bar = progress.add_task(policy.name, total=len(arrivals))
-                driven[policy.name] = await load.drive(
-                    plan,
-                    policy,
-                    arrivals,
-                    lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
-                )
+                await load.warm_up([ask_of(kind, policy) | {"latency_ms_max": WARM_UP_MS} for kind in plan.classes])
+                part = await load.drive(plan, policy, arrivals, lambda done: progress.update(bar, completed=done))
                 await asyncio.sleep(_PAUSE_S)
                 system.check()
+                return part
+
+            driven = [(policy, await drive(policy)) for policy in plan.policies]
+            ours = report.figures(driven[0][1].answers, plan.classes, plan.policies[:1])
+            last = scenario.oracle(plan, {row.kind: row.batch_rows for row in ours if row.batch_rows is not None})
+            driven.append((last, await drive(last)))
         console.rule("5. counting replies in Kafka", align="left")
         count = await verifier.count(client.id, load.submitted)
         console.print(count.describe(), style="green" if count.is_exact else "bold red")
     return driven, count
 
 
-def _conclude(options: Options, plan: Scenario, driven: dict[str, Driven], count: Count, console: Console) -> None:
+def _conclude(
+    options: Options,
+    plan: Scenario,
+    found: Sequence[Variant],
+    driven: Sequence[Driven],
+    count: Count,
+    console: Console,
+) -> None:
     console.rule("6. what came of it", align="left")
-    answers = [answer for part in driven.values() for answer in part.answers]
+    answers = [answer for part in driven for answer in part.answers]
     rows = report.figures(answers, plan.classes, plan.policies)
     for kind in (*plan.classes, None):
         name = kind.name if kind is not None else "all"
         shown = [row for row in rows if row.kind == name]
         console.print(show.class_table(kind, shown))
         console.print(show.notes(shown) + "\n", highlight=False)
+    for line in show.policy_notes(plan):
+        console.print(line, highlight=False)
+    ours, single, *_, oracle = (policy.name for policy in plan.policies)
+    ratios = report.cost_ratios(rows, ours, oracle, single)
     words = report.verdict(rows)
-    lag_ms = max(part.lag_ms_max for part in driven.values())
+    lag_ms = max(part.lag_ms_max for part in driven)
     console.print(words, style="bold")
+    console.print(show.ratios(ratios), style="bold")
     console.print(f"(the load was sent at most {lag_ms:.0f} ms late)", style="dim")
     options.results.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "options": {"rate": options.rate, "seconds": options.seconds, "seed": options.seed},
         "scenario": asdict(plan),
+        "variants": [asdict(variant.profile) for variant in found],
         "verification": asdict(count),
-        "lag_ms_max": {name: part.lag_ms_max for name, part in driven.items()},
+        "lag_ms_max": [part.lag_ms_max for part in driven],
         "figures": report.as_dict(rows),
+        "cost_ratios": asdict(ratios),
         "verdict": words,
     }
     (options.results / "demo.json").write_text(json.dumps(result, indent=2))
     plot(options.results / "demo.png", plan, answers, options.seconds)
-    console.print(f"saved: {options.results / 'demo.json'}, {options.results / 'demo.png'}")
+    plot_variants(options.results / "frontier.png", found)
+    names = ", ".join(str(options.results / name) for name in ("demo.json", "demo.png", "frontier.png"))
+    console.print(f"saved: {names}")
 
 
 def _progress(console: Console) -> Progress:

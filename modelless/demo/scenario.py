@@ -7,7 +7,7 @@ three classes of constraints, and asks about one held-out image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ RATE_FIRST = 1 / 6
 BURST_FACTOR = 3.5
 BURSTS = (0.3, 0.6, 0.85)
 """When bursts begin, as shares of the whole time."""
+MS_PER_HOUR = 3_600_000.0
 BURST_SHARE = 0.05
 """How long a burst is, likewise: a second of twenty."""
 
@@ -45,20 +46,39 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What registration found out about one model."""
+    """What the system found out about one variant."""
 
+    variant: str
     model: str
     accuracy: float
-    row_ms: float
-    """Per row at its best batch."""
+    """Lower end of the 95 % interval, which is what is chosen by."""
+    cost: float
+    """USD per 1,000 rows at its best batch."""
+    batches: tuple[tuple[int, float], ...]
+    """(rows, median ms), ascending."""
+    price_per_hour: float
+
+    def latency_ms(self, rows: float) -> float:
+        """lat(b), linear between what was measured and in proportion beyond it."""
+        sizes = [size for size, _ in self.batches]
+        if rows > sizes[-1]:
+            return self.batches[-1][1] * rows / sizes[-1]
+        return float(np.interp(rows, sizes, [ms for _, ms in self.batches]))
+
+    def cost_at(self, rows: float) -> float:
+        """USD per 1,000 rows in batches of so many."""
+        return self.latency_ms(rows) / rows * self.price_per_hour / MS_PER_HOUR * 1000
+
+    def meets(self, kind: QueryClass, rows: float = 1) -> bool:
+        return self.accuracy >= kind.accuracy_min and self.latency_ms(rows) <= kind.latency_ms_max
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How models are chosen: by the system (``model`` is None), or one for all."""
+    """How variants are chosen: by the system, or by ``pins``, the name of one for each class."""
 
     name: str
-    model: str | None = None
+    pins: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +90,59 @@ class Scenario:
     def kind(self, name: str) -> QueryClass:
         return next(kind for kind in self.classes if kind.name == name)
 
+    def accuracy(self, variant: str | None) -> float | None:
+        """What the variant is chosen by."""
+        return next((one.accuracy for one in self.measured if one.variant == variant), None)
+
 
 def make_scenario(measured: Sequence[Measured]) -> Scenario:
-    """Constraints that bite for these models, and the two fixed choices.
+    """Constraints that bite for these models, and two fixed choices.
 
     * ``accurate`` asks for more than the second best model has, within half a second;
     * ``tight`` asks for the middle of the field within 50 ms, and would rather have less accuracy than a late answer;
     * ``cheap`` takes whatever is least expensive above 0.9 (or the least accurate model, if that is lower).
+
+    A model is as accurate as its best variant. The fixed choices are the best single variant for all (the cheapest
+    that meets every class's constraints; the most accurate, if none does), and the cheapest of all.
     """
-    by_accuracy = sorted(measured, key=lambda model: (model.accuracy, -model.row_ms))
-    best, second = by_accuracy[-1], by_accuracy[max(0, len(by_accuracy) - 2)]
-    middle = by_accuracy[len(by_accuracy) // 2]
-    cheapest = min(measured, key=lambda model: model.row_ms)
+    best_of: dict[str, float] = {}
+    for one in measured:
+        best_of[one.model] = max(one.accuracy, best_of.get(one.model, 0.0))
+    accuracies = sorted(best_of.values())
     classes = (
-        QueryClass("tight", 0.4, 50, _floor(middle.accuracy), on_miss="degrade"),
-        QueryClass("accurate", 0.25, 500, _between(second.accuracy, best.accuracy)),
-        QueryClass("cheap", 0.35, 2000, min(0.9, _floor(by_accuracy[0].accuracy))),
+        QueryClass("tight", 0.4, 50, _floor(accuracies[len(accuracies) // 2]), on_miss="degrade"),
+        QueryClass("accurate", 0.25, 500, _between(accuracies[max(0, len(accuracies) - 2)], accuracies[-1])),
+        QueryClass("cheap", 0.35, 2000, min(0.9, _floor(accuracies[0]))),
     )
+    able = [one for one in measured if all(one.meets(kind) for kind in classes)]
+    single = min(able, key=_by_cost) if able else max(measured, key=lambda one: (one.accuracy, -one.cost))
     policies = (
         Policy("model-less"),
-        Policy(f"always {best.model.removeprefix('digits-')}", best.model),
-        Policy(f"always {cheapest.model.removeprefix('digits-')}", cheapest.model),
+        Policy("one for all", {kind.name: single.variant for kind in classes}),
+        Policy("cheapest", {kind.name: min(measured, key=_by_cost).variant for kind in classes}),
     )
-    return Scenario(classes, policies, tuple(by_accuracy))
+    return Scenario(classes, policies, tuple(measured))
+
+
+def oracle(scenario: Scenario, batch_rows: Mapping[str, float]) -> Policy:
+    """What one would pin who knew the table and the load: of what meets each class's constraints, the cheapest.
+
+    Args:
+        batch_rows: how large the batches are that each class's queries run in under this load, by class.
+    """
+    pins = {}
+    for kind in scenario.classes:
+        rows = max(1.0, batch_rows.get(kind.name, 1.0))
+        able = [one for one in scenario.measured if one.meets(kind, rows)]
+        if able:
+            pins[kind.name] = min(able, key=lambda one: (one.cost_at(rows), one.variant)).variant
+        else:
+            pins[kind.name] = max(scenario.measured, key=lambda one: (one.accuracy, -one.cost)).variant
+    return Policy("oracle", pins)
+
+
+def _by_cost(one: Measured) -> tuple[float, str]:
+    return one.cost, one.variant
 
 
 def rate_at(at_s: float, seconds: float, rate: float) -> float:

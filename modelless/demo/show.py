@@ -7,18 +7,66 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from modelless.demo.report import Figures
+from modelless.demo.report import CostRatios, Figures
 from modelless.demo.scenario import QueryClass, Scenario
+from modelless.variants import Variant
+
+VARIANTS_SHOWN_MAX = 4
+"""Of a class, by name; the others by number."""
 
 
-def family_table(scenario: Scenario) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="measured at registration", title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("model")
-    table.add_column("accuracy", justify="right")
-    table.add_column("ms per row, best batch", justify="right")
-    for model in scenario.measured:
-        table.add_row(model.model, f"{model.accuracy:.3f}", f"{model.row_ms:.3f}")
+def family_table(found: Sequence[Variant]) -> Table:
+    """A line per model: how many variants were made of it, and how far these are apart."""
+    table = Table(box=SIMPLE_HEAD, title="what was made and measured", title_justify="left", padding=(0, 1, 0, 0))
+    for name, justify in (("model", "left"), ("variants", "right"), ("failed", "right"), ("accuracy", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("ms for one row", "µ$/1,000 rows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in dict.fromkeys(variant.model.name for variant in found):
+        own = [variant for variant in found if variant.model.name == model]
+        points = [variant.point for variant in own if variant.point is not None]
+        table.add_row(
+            short(model),
+            str(len(points)),
+            str(sum(variant.profile.status == "failed" for variant in own)),
+            _range([variant.accuracy or 0.0 for variant in own if variant.point is not None], "{:.3f}"),
+            _range([point.latency_ms for point in points], "{:.2f}"),
+            _range([point.cost * 1e6 for point in points], "{:.1f}"),
+        )
     return table
+
+
+def failures(found: Sequence[Variant]) -> list[str]:
+    """Each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for variant in found:
+        if variant.profile.status == "failed":
+            reasons.setdefault(variant.profile.reason or "no reason given", []).append(short(variant.name))
+    return [f"failed: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def policy_notes(scenario: Scenario) -> list[str]:
+    """What the fixed choices are."""
+    what = {
+        "one for all": "the cheapest variant that meets every class's constraints",
+        "cheapest": "the cheapest variant of all",
+        "oracle": "for each class what is cheapest, knowing the table and the batches of this load",
+    }
+    lines = []
+    for policy in scenario.policies:
+        if policy.pins is not None:
+            pins = {kind: short(variant) for kind, variant in policy.pins.items()}
+            single = set(pins.values())
+            words = next(iter(single)) if len(single) == 1 else ", ".join(f"{k}: {v}" for k, v in pins.items())
+            lines.append(f"{policy.name}: {what.get(policy.name, 'fixed')}: {words}")
+    return lines
+
+
+def ratios(found: CostRatios) -> str:
+    return (
+        f"cost of an answer, model-less: {_number(found.to_oracle, '{:.2f}')} times the oracle's, "
+        f"{_number(found.to_single, '{:.2f}')} times that of one variant for all"
+    )
 
 
 def class_table(kind: QueryClass | None, rows: Sequence[Figures]) -> Table:
@@ -36,26 +84,37 @@ def class_table(kind: QueryClass | None, rows: Sequence[Figures]) -> Table:
             _number(row.p50_ms, "{:.1f}"),
             _number(row.p99_ms, "{:.1f}"),
             _number(row.accuracy, "{:.3f}"),
-            _number(row.cost_per_1000 and row.cost_per_1000 * 1e6, "{:.0f}"),
+            _number(row.cost_per_1000 and row.cost_per_1000 * 1e6, "{:.1f}"),
         )
     return table
 
 
 def notes(rows: Sequence[Figures]) -> str:
-    """What a table has no room for: the models that answered, and what got no answer."""
+    """What a table has no room for: the variants that answered, and what got no answer."""
     lines = []
     for row in rows:
-        chosen = ", ".join(f"{short(model)} {share:.0%}" for model, share in row.models.items())
+        chosen = [f"{short(variant)} {share:.0%}" for variant, share in row.variants.items()]
+        more = len(chosen) - VARIANTS_SHOWN_MAX
+        words = ", ".join(chosen[:VARIANTS_SHOWN_MAX]) + (f" and {more} others" if more > 0 else "")
         refused = ", ".join(f"{count} {status}" for status, count in row.not_ok.items())
-        if len(row.models) > 1:
-            lines.append(f"  {row.policy} chose {chosen}")
+        if len(row.variants) > 1:
+            lines.append(f"  {row.policy} chose {words}")
         if refused:
             lines.append(f"  {row.policy}: no answer to {refused}")
     return "\n".join(lines)
 
 
-def short(model: str) -> str:
-    return model.removeprefix("digits-")
+def short(name: str) -> str:
+    """Of a model, or of a variant: ``cnn onnx-int8``."""
+    model, _, builder = name.removeprefix("digits-").partition("/")
+    return f"{model.partition(':')[0]} {builder}".rstrip()
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "-"
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _title(kind: QueryClass | None, queries: int) -> str:

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,14 +22,19 @@ from modelless.errors import UnavailableError
 READY_TIMEOUT_S = 180.0
 """The first start fetches the embedded Kafka, and workers import torch."""
 STOP_TIMEOUT_S = 60.0
+MEASURE_S = 3.0
+"""At most, for each of some thirty variants."""
+BUILDERS = ("torch-fp32", "torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8", "openvino-fp32")
+"""Without ``torch-compile``, which takes as long as all others together."""
 _LOG_LINES_SHOWN = 25
 _PR_SET_PDEATHSIG = 1
 
 
-def write_config(folder: Path, base: Config | None) -> Path:
+def write_config(folder: Path, base: Config | None, builders: Sequence[str] = BUILDERS) -> Path:
     """A modelless.toml in ``folder`` for one broker and one worker of one thread.
 
     Args:
+        builders: that may make variants; none: all that can work here.
         base: whose ``[kafka]`` settings to use; None, or without ``bootstrap_servers``: an embedded Kafka of the
             demo's own, empty, on a free port.
     """
@@ -42,7 +47,12 @@ def write_config(folder: Path, base: Config | None) -> Path:
     sections: dict[str, Mapping[str, Any]] = {
         "kafka": kafka,
         "broker": {"brokers": 1},
-        "worker": {"factories_allowed": ["modelless.demo.factories"], "batch_size_max": 64},
+        "worker": {
+            "factories_allowed": ["modelless.demo.factories"],
+            "batch_size_max": 64,
+            "measure_s": MEASURE_S,
+            "builders": builders,
+        },
         "store": {"url": folder / "store", "cache": folder / "cache"},
         "metrics": {"port": 0},
     }

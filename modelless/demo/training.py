@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from modelless.demo.family import Images, Recipe
 
 BATCH_SIZE = 32
-OPSET = 18
 
 Step = Callable[[float], None]
 """Told the share that is done, 0 to 1."""
@@ -33,25 +31,10 @@ def train(recipe: Recipe, images: Images, step: Step) -> nn.Module:
 
 
 def export(module: nn.Module, path: Path) -> None:
-    """Write ``module`` to ``path``, by its suffix: ``.safetensors`` holds the weights, ``.onnx`` the whole network."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    """Write the weights; the factory is the rest of the network."""
+    from safetensors.torch import save_file
 
-        save_file(module.state_dict(), path)
-        return
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
-    program = torch.onnx.export(
-        module,
-        (torch.zeros(2, 1, factories.SIDE, factories.SIDE),),
-        input_names=["pixels"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(path))
+    save_file(module.state_dict(), path)
 
 
 def _fit(module: nn.Module, recipe: Recipe, images: Images, step: Step) -> None:
