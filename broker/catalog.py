@@ -290,28 +290,29 @@ class Catalog:
         same = self.candidate(f"{version}/{split_variant(candidate.variant)[1]}", candidate.group)
         if same is not None:
             return same
-        there = [each for each in self._candidates_of(version) if each.group == candidate.group]
+        there = [each for each in self.candidates_of(version) if each.group == candidate.group]
         return min(there, key=lambda each: each.table.p50_ms(rows), default=None)
 
     def of_version(self, key: str) -> Target | None:
         """What one version, ``name:version``, can be run with."""
         target = self._targets.get(key)
         if target is None and key in self._models:
-            target = self._keep(key, Target(key, self._candidates_of(key)))
+            target = self._keep(key, Target(key, self.candidates_of(key)))
         return target
 
     def _of_variant(self, variant: str) -> Target | None:
         target = self._targets.get(variant)
         version = split_variant(variant)[0]
         if target is None and version in self._models and any(p.variant == variant for p in self._profiles_of(version)):
-            own = [candidate for candidate in self._candidates_of(version) if candidate.variant == variant]
+            own = [candidate for candidate in self.candidates_of(version) if candidate.variant == variant]
             target = self._keep(variant, Target(variant, own))
         return target
 
     def _profiles_of(self, key: str) -> list[Profile]:
         return list(self._profiles_of_model.get(key, {}).values())
 
-    def _candidates_of(self, key: str) -> list[Candidate]:
+    def candidates_of(self, key: str) -> list[Candidate]:
+        """Of one version, ``name:version``, on every group."""
         return list(self._candidates_of_model.get(key, {}).values())
 
     def _keep(self, name: str, target: Target) -> Target:
@@ -380,10 +381,10 @@ class Catalog:
         if before is of.served:
             return
         if before is not None:
-            for candidate in self._candidates_of(before.key):
+            for candidate in self.candidates_of(before.key):
                 self._tasks[before.task].replace(candidate, None)
         if of.served is not None:
-            for candidate in self._candidates_of(of.served.key):
+            for candidate in self.candidates_of(of.served.key):
                 self._tasks[of.served.task].replace(None, candidate)
 
     def _default(self, of: _Name) -> ModelVersion | None:

@@ -28,6 +28,7 @@ from broker.conditions import Conditions
 from broker.devices import Group, Sent, Worker
 from broker.ledger import Entry, Ledger, State
 from broker.selector import Chosen, Parked, Refused, Selector
+from broker.shadows import Shadows
 from broker.statistics import Statistics
 from broker.versions import Loaded, canary_for
 from broker.wants import Wants
@@ -101,6 +102,7 @@ class Core:
         self._cancelled: dict[str, float] = {}
         self._instructions: list[Instruction] = []
         self._batches = count(1)
+        self._shadows = Shadows(self.catalog, self.counts, self._batches)
         self._sequence = count()
         self._rank_ms = -NEVER
         self._wants = Wants()
@@ -187,6 +189,7 @@ class Core:
         """Labels of a model changed, or (None) went: what waits for one of its versions is placed anew."""
         self.catalog.put_labels(name, labels)
         self.counts.relabel(name, labels)
+        self._shadows.relabel(name)
         waiting: list[Entry] = []
         for queues in self._queues.values():
             for queue in queues.values():
@@ -231,6 +234,7 @@ class Core:
         if workers.get(worker.incarnation) is worker:
             del workers[worker.incarnation]
             self.catalog.put_worker(worker.incarnation, None)
+            self._shadows.lost(worker)
         self._count_ready(worker.group, worker.ready)
         self._unsettled_ms.pop(worker.group, None)
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
@@ -274,6 +278,10 @@ class Core:
         self._expire(now_ms)
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
+        if self._shadows:
+            idle = [group for name, group in self.groups.items() if not any(self._queues[name].values())]
+            batches = self._shadows.due(idle, lambda group: _block_ms(group, now_ms), now_ms)
+            self._instructions += [Send(worker, batch) for worker, batch in batches]
         instructions, self._instructions = self._instructions, []
         return instructions
 
@@ -455,8 +463,7 @@ class Core:
             if worker is None:
                 queues.remove(queue)
                 continue
-            block_ms = BLOCK_SHARE * group.tightness.latency_ms(now_ms)
-            rows = batch_rows(queue, now_ms + worker.outstanding_ms(now_ms), block_ms)
+            rows = batch_rows(queue, now_ms + worker.outstanding_ms(now_ms), _block_ms(group, now_ms))
             if rows:
                 self._send(worker, queue.candidate, queue.take(rows), now_ms)
             else:
@@ -477,6 +484,8 @@ class Core:
         rows = sum([entry.rows for entry in entries])
         cost_ms = candidate.table.p50_ms(rows)
         sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
+        if candidate.model.name in self.counts:
+            sent.predicts = self._shadows.samples(candidate, entries)
         worker.give(sent, now_ms)
         self._unsettled_ms.pop(worker.group, None)
         for entry in entries:
@@ -504,9 +513,12 @@ class Core:
     def _outcome(self, worker: Worker, frame: frames.Outcome, now_ms: float) -> None:
         sent = worker.sent.get(frame.batch)
         if sent is None:
+            self._shadows.outcome(worker, frame)
             return
         if sent.candidate.model.name in self.counts:
             self._count_versions(sent, frame)
+            if sent.predicts and frame.rest_ok and frame.predictions:
+                self._shadows.answered(sent.candidate, sent.entries.values(), frame.predictions, now_ms)
         for item in frame.items:
             entry = sent.entries.pop(item.record, None)
             if entry is not None and entry.state is State.SENT:
@@ -639,6 +651,11 @@ class Core:
         return [entry] if entry is not None else []
 
 
+def _block_ms(group: Group, now_ms: float) -> float:
+    """How long a batch may block a device of the group."""
+    return BLOCK_SHARE * group.tightness.latency_ms(now_ms)
+
+
 def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
     """The frame of a batch: inputs concatenated along the rows, which in raw bytes is putting one behind another."""
     items = tuple(
@@ -669,4 +686,5 @@ def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
         )
         for index, first in enumerate(entries[0].inputs)
     )
-    return frames.Batch(sent.batch, sent.candidate.variant, sent.candidate.accuracy, sent.cost_ms, items, inputs)
+    of = sent.candidate
+    return frames.Batch(sent.batch, of.variant, of.accuracy, sent.cost_ms, items, inputs, sent.predicts)

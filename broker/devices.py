@@ -21,6 +21,8 @@ class Sent:
     cost_ms: float
     rows: int
     worker: Worker
+    predicts: bool = False
+    """Some of its queries are to be copied to a shadow."""
 
 
 @dataclass(slots=True, eq=False)

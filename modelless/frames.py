@@ -142,6 +142,10 @@ class Batch:
     """Predicted execution time; what it takes of the credit."""
     items: tuple[Item, ...]
     inputs: tuple[BatchTensor, ...]
+    predicts: bool = False
+    """Its outcome tells the predictions."""
+    shadow: bool = False
+    """Copies of queries: run when nothing else waits, nobody is answered, and any trouble ends it."""
 
 
 class ItemOutcome(NamedTuple):
@@ -171,6 +175,9 @@ class Outcome:
     items: tuple[ItemOutcome, ...]
     rest_ok: bool = False
     """Every item that was not settled before and is not named here was answered OK; the usual end of a batch."""
+    predictions: tuple[int, ...] = ()
+    """The classes that were answered, the argmax along the last dimension of the first output, row by row: if the batch
+    asked for them, and ran as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

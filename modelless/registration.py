@@ -6,7 +6,7 @@ take one version number for two models (:mod:`modelless.registry`).
 A variant's way on a group: **waiting** (it is being built or measured, or will be) → **measured** → **loaded** by a
 worker of the group, which not every variant needs to be; or **failed** with the reason. A group's: **waiting** →
 **loading** (one of them is measured) → **ready** (one is loaded, so that it serves the model), or **failed** when all
-are.
+are. Where another version of the model answers, **measured** is as far as it gets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from modelless.codec import decode_record
 from modelless.config import Config
 from modelless.errors import DeadlineExceededError, DecodeError, UnavailableError
 from modelless.fleet import FleetView
-from modelless.messages import Evaluation, Member, ModelVersion, Plan, Profile, split_variant
+from modelless.messages import Evaluation, Labels, Member, ModelVersion, Plan, Profile, split_variant
 from modelless.specification import Specification, read_specification
 from modelless.tables import Follower
 from modelless.topic_settings import ensure_task_topic
@@ -37,6 +37,9 @@ from modelless.topics import Topics
 TIMEOUT_S = 300.0
 NOBODY_S = 10.0
 """How long to look for a broker and a worker before giving up."""
+
+
+SETTLED = ("ready", "measured", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class GroupProgress:
     """How far one group is with a model."""
 
     group: str
-    state: Literal["waiting", "loading", "ready", "failed"]
+    state: Literal["waiting", "loading", "ready", "measured", "failed"]
+    """``measured``: it is not loaded, since another version answers: the one labelled stable, or a newer one."""
     profile: Profile | None = None
     """Of a variant that is loaded; until then of one that is measured, or that failed."""
     reason: str | None = None
@@ -64,7 +68,7 @@ class GroupProgress:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is built or measured any more."""
-        return self.state in ("ready", "failed") and all(one.state != "waiting" for one in self.variants)
+        return self.state in SETTLED and all(one.state != "waiting" for one in self.variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ class Registered:
 
     @property
     def is_served(self) -> bool:
-        return any(group.state == "ready" for group in self.groups)
+        """By some group; or it would be if it were labelled."""
+        return any(group.state in ("ready", "measured") for group in self.groups)
 
 
 OnProgress = Callable[[ModelVersion, Sequence[GroupProgress]], None]
@@ -148,6 +153,7 @@ def progress(
             [profile for profile in profiles if profile.group == group],
             [worker for worker in workers if worker.group == group],
             plan,
+            _is_held_back(model, catalog),
         )
         for group in groups
         if group in known or _can_run(config, group, model.format)
@@ -155,7 +161,12 @@ def progress(
 
 
 def _group_progress(
-    model: ModelVersion, group: str, profiles: Sequence[Profile], workers: Sequence[Member], plan: Plan | None
+    model: ModelVersion,
+    group: str,
+    profiles: Sequence[Profile],
+    workers: Sequence[Member],
+    plan: Plan | None,
+    held_back: bool,
 ) -> GroupProgress:
     variants = _variants(model, profiles, workers, plan)
     complaint = _complaint(model, workers)
@@ -166,11 +177,20 @@ def _group_progress(
     if (loaded := first("loaded")) is not None:
         return GroupProgress(group, "ready", loaded, None, variants)
     if (measured := first("measured")) is not None:
-        return GroupProgress(group, "loading", measured, complaint, variants)
+        return GroupProgress(group, "measured" if held_back else "loading", measured, complaint, variants)
     failed = first("failed")
     if failed is not None and all(one.state == "failed" for one in variants):
         return GroupProgress(group, "failed", failed, failed.reason or complaint, variants)
     return GroupProgress(group, "waiting", None, complaint, variants)
+
+
+def _is_held_back(model: ModelVersion, catalog: Catalog) -> bool:
+    """Whether it answers nobody who does not name it, and therefore is not loaded."""
+    labels = catalog.labels(model.name) or Labels(model.name)
+    if model.version in (labels.stable, labels.canary):
+        return False
+    newer = (other for other in catalog.models() if other.name == model.name and other.version > model.version)
+    return labels.stable is not None or any(p.status == "ready" for other in newer for p in catalog.profiles(other))
 
 
 def _variants(
@@ -291,7 +311,7 @@ class _Watch:
             self._on_progress(self._model, groups)
         if self._wait_all:
             return bool(groups) and all(group.is_complete for group in groups)
-        return bool(groups) and all(group.state in ("ready", "failed") for group in groups)
+        return bool(groups) and all(group.state in SETTLED for group in groups)
 
     def _how_far(self, timeout_s: float) -> str:
         lines = [

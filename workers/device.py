@@ -18,6 +18,7 @@ import structlog
 from modelless.clock import KafkaClock
 from modelless.config import Config, GroupConfig
 from modelless.frames import Batch, CancelItems, Demand, Frame, ItemOutcome
+from workers import rows
 from workers.answered import AnsweredLately
 from workers.device_queue import Answer, DeviceQueue, Run, Tell
 from workers.executor import ExecutionError, Executor, ExecutorDiedError, Outputs
@@ -185,9 +186,10 @@ class Device:
             self.queue.interrupted()
             return
         started_s = time.monotonic()
-        self._metrics.queue_seconds.observe(
-            max(0.0, run.started_ms - min(item.arrival_ms for item in run.items)) / 1000
-        )
+        if not run.batch.shadow:
+            self._metrics.queue_seconds.observe(
+                max(0.0, run.started_ms - min(item.arrival_ms for item in run.items)) / 1000
+            )
         future = executor.run(run.batch.variant, run.inputs)
         patience_s = max(
             self._hang_s * (QUARANTINE_HANG_SHARE if run.quarantined else 1.0),
@@ -210,9 +212,10 @@ class Device:
         self._metrics.busy_seconds.inc(execute_ms / 1000)
         self.busy_s += execute_ms / 1000
         if error is None:
-            self.queue.ran(execute_ms)
+            outputs = future.result()
+            self.queue.ran(execute_ms, rows.predictions(outputs) if run.batch.predicts else ())
             self.kick()  # the device first, then the replies of what it did
-            self._publish(run, future.result(), execute_ms)
+            self._publish(run, outputs, execute_ms)
             return
         if isinstance(error, ExecutorDiedError):
             _log.error("an executor died", variant=run.batch.variant, items=len(run.indices))
@@ -228,8 +231,10 @@ class Device:
     def _publish(self, run: Run, outputs: Outputs, execute_ms: float) -> None:
         times = self._times.setdefault(run.batch.variant, deque(maxlen=BATCH_TIMES_MAX))
         times.append((run.rows, execute_ms))
-        rows, busy_ms = self._load.get(run.batch.variant, (0, 0.0))
-        self._load[run.batch.variant] = rows + run.rows, busy_ms + execute_ms
+        rows_run, busy_ms = self._load.get(run.batch.variant, (0, 0.0))
+        self._load[run.batch.variant] = rows_run + run.rows, busy_ms + execute_ms
+        if run.batch.shadow:
+            return
         replies = of_run(run, outputs, execute_ms, self._author, self._clock.now_ms())
         self.publisher.publish(replies, partial(self._settled, run.link, run.batch.batch))
 

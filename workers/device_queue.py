@@ -97,6 +97,7 @@ class _Held:
     unsettled: int
     execute_ms: float = 0.0
     rows_run: int = 0
+    predictions: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -173,7 +174,8 @@ class DeviceQueue:
         if reason is not None:
             self._give_back(held, indices, reason)
             return
-        self._cap.observe_cost(batch.cost_ms)
+        if not batch.shadow:  # it takes no credit
+            self._cap.observe_cost(batch.cost_ms)
         self._enqueue(held, indices)
 
     def cancel(self, link: int, frame: CancelItems) -> None:
@@ -211,10 +213,18 @@ class DeviceQueue:
         for piece in pieces:
             self._give_back(piece.held, piece.indices, "draining")
 
-    def ran(self, execute_ms: float) -> None:
-        """The run ended well; the shell publishes its replies."""
+    def ran(self, execute_ms: float, predictions: tuple[int, ...] = ()) -> None:
+        """The run ended well; the shell publishes its replies, unless it was a shadow's.
+
+        ``predictions`` are what the batch asked for; they are told only when it ran as a whole.
+        """
         piece = self._stop(execute_ms)
-        piece.held.rows_run += sum(piece.held.batch.items[i].rows for i in piece.indices)
+        held, items = piece.held, piece.held.batch.items
+        held.rows_run += sum(items[i].rows for i in piece.indices)
+        if len(piece.indices) == len(items):
+            held.predictions = predictions
+        if held.batch.shadow and self._is_held(held):
+            self._settle(held, tuple(ItemOutcome(items[i].record, "answered", "OK") for i in piece.indices))
 
     def failed(self, execute_ms: float) -> None:
         """The model raised an error."""
@@ -324,7 +334,7 @@ class DeviceQueue:
         runnable = [piece for piece in self._pieces if self._runnable(piece)]
         if not runnable:
             return
-        piece = min(runnable, key=lambda p: (p.deadline_ms, p.order))
+        piece = min(runnable, key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.order))
         self._pieces.remove(piece)
         self._running, self._run_started_ms = piece, now_ms
         held = piece.held
@@ -339,6 +349,10 @@ class DeviceQueue:
     def _ended_badly(self, piece: _Piece, *, crashed: bool) -> None:
         held = piece.held
         if not self._is_held(held):
+            return
+        if held.batch.shadow:  # who is to blame is not looked for
+            items = [held.batch.items[i] for i in piece.indices]
+            self._settle(held, tuple(ItemOutcome(item.record, "returned", "INTERNAL", "it failed") for item in items))
             return
         verdict = after_bad_end(piece.indices, crashed=crashed, quarantined=piece.quarantined)
         if isinstance(verdict, Culprit):
@@ -369,7 +383,8 @@ class DeviceQueue:
         final = held.unsettled == 0
         rest_ok = final and all(o.status == "OK" and o.disposition == "answered" for o in outcomes)
         items = () if rest_ok else outcomes
-        frame = Outcome(held.batch.batch, final, held.execute_ms, held.rows_run, items, rest_ok)
+        predictions = held.predictions if rest_ok and len(outcomes) == len(held.batch.items) else ()
+        frame = Outcome(held.batch.batch, final, held.execute_ms, held.rows_run, items, rest_ok, predictions)
         held.execute_ms, held.rows_run = 0.0, 0
         self._out.append(Tell(held.link, frame))
         if final:

@@ -7,7 +7,7 @@ from itertools import accumulate
 from math import prod
 
 from modelless.frames import Batch, BatchTensor
-from modelless.tensors import ITEM_BYTES
+from modelless.tensors import ITEM_BYTES, Tensor
 
 
 def check(batch: Batch) -> str | None:
@@ -44,6 +44,18 @@ def split(outputs: Sequence[BatchTensor], rows: Sequence[int]) -> list[tuple[mem
             [data[(end - count) * row_bytes : end * row_bytes] for end, count in zip(ends, rows, strict=True)]
         )
     return [*zip(*columns, strict=True)] if columns else [()] * len(rows)
+
+
+def predictions(outputs: Sequence[BatchTensor]) -> tuple[int, ...]:
+    """The classes that were answered: the argmax along the last dimension of the first output, row by row.
+
+    As where accuracy is measured. An output of a single dimension holds no classes: empty then.
+    """
+    if not outputs or len(outputs[0].shape) < 2:
+        return ()
+    first = outputs[0]
+    classes = Tensor(first.name, first.datatype, first.shape, first.data).to_numpy().argmax(axis=-1)
+    return tuple(classes.ravel().tolist())
 
 
 def _spans(batch: Batch, indices: Sequence[int]) -> list[tuple[int, int]]:

@@ -187,7 +187,15 @@ def render(
         for variant in own:
             if id(variant) in rows:
                 yield _styled(variant, escape(_line(rows[id(variant)], headings, widths, marked=variant.on_frontier)))
-    yield from map(escape, ("", *_summary(ready), *_problems(found, workers)))
+    yield from map(escape, ("", *_summary(ready), *_problems(found, workers), *_rolled_back(models, catalog)))
+
+
+def _rolled_back(models: Sequence[ModelVersion], catalog: Catalog) -> Iterable[str]:
+    """Why the canaries of these models were."""
+    for name in dict.fromkeys(model.name for model in models):
+        labels = catalog.labels(name)
+        if labels is not None and labels.reason:
+            yield f"the canary of {name} was rolled back: {labels.reason}"
 
 
 def _line(cells: dict[str, str], headings: Sequence[str], widths: dict[str, int], *, marked: bool = False) -> str:

@@ -130,6 +130,8 @@ def _of_group(progress: GroupProgress) -> str | None:
     match progress.state:
         case "waiting" | "loading":
             return None if progress.reason is None else f"{progress.state}: {progress.reason}"
+        case "measured":
+            return "measured; another version answers: `modelless label` can make this one stable, or a canary"
         case "failed":
             return "failed: no variant can be served"
         case "ready":

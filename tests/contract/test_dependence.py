@@ -35,6 +35,7 @@ PURE = frozenset(
         "broker.profiles",
         "broker.ranking",
         "broker.selector",
+        "broker.shadows",
         "broker.statistics",
         "broker.tally",
         "broker.versions",

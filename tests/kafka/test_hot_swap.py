@@ -6,6 +6,7 @@ The load and the verifier are an outsider's (confluent-kafka and JSON, see bench
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
@@ -120,3 +121,31 @@ def test_a_canary_that_fails_is_rolled_back(system: System) -> None:
     assert verdict.missing == []
     assert verdict.statuses.keys() <= {"OK", "INTERNAL"}
     assert "rolled back: mlp:3 failed" in run(system, "label", "mlp").output
+    assert "the canary of mlp was rolled back: mlp:3 failed" in run(system, "models").output
+
+
+def test_a_shadow_gets_copies_and_answers_nobody(system: System) -> None:
+    """Version 2 is shadowed by one of the same weights, whose predictions agree, and by version 1, whose do not."""
+    same = write_mlp(system.specification.parent, seed=8)
+    same.write_text(same.read_text().replace("accuracy = 0.9", "accuracy = 0.91"))
+    assert asyncio.run(register(system.config, same)).model.key == "mlp:4"
+    load = Load(system)
+    agreed = {}
+    for shadow in ("mlp:4", "mlp:1"):
+        assert f"shadow: {shadow} gets copies of 100.0%" in run(system, "label", shadow, "shadow").output
+        wait_until("copies", lambda shadow=shadow: copies(system, shadow)[0] > 50)  # type: ignore[misc]
+        agreed[shadow] = copies(system, shadow)[1]
+    verdict = load.end()
+    assert verdict.missing == []
+    assert verdict.ok_share == 1.0
+    assert verdict.duplicates == 0
+    assert set(verdict.versions) == {"2"}
+    assert agreed["mlp:4"] == 1.0
+    assert agreed["mlp:1"] < 0.5
+
+
+def copies(system: System, shadow: str) -> tuple[int, float]:
+    """(how many were compared, the share that agreed), as the command shows it."""
+    rows = json.loads(run(system, "label", "mlp", "--json").output)["versions"]
+    found = [row for row in rows if row["label"] == "shadow" and row["version"].startswith(f"{shadow}/")]
+    return sum(row["shadowed"] for row in found), max([row["agreement"] or 0.0 for row in found], default=0.0)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from modelless.commands.query import _array, _read_input
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError
-from modelless.messages import Assignment, BatchTime, Evaluation, Member, ModelVersion, Plan, Profile
+from modelless.messages import Assignment, BatchTime, Evaluation, Labels, Member, ModelVersion, Plan, Profile
 from modelless.registration import GroupProgress, progress
 
 MODEL = ModelVersion("m", 1, "t", "onnx", "file:///m.onnx", "0" * 64, 1, (), (), Evaluation(0.9), "digest")
@@ -28,13 +28,21 @@ def worker(group: str = "cpu", *variants: str, **errors: str) -> Member:
 
 
 class OneModel:
-    """A catalog of MODEL with the given profiles."""
+    """A catalog of MODEL with the given profiles, and of a second version."""
 
-    def __init__(self, *profiles: Profile) -> None:
+    def __init__(self, *profiles: Profile, labels: Labels | None = None, newer: Profile | None = None) -> None:
         self._profiles = list(profiles)
+        self._labels = labels
+        self._newer = [] if newer is None else [newer]
+
+    def models(self) -> list[ModelVersion]:
+        return [MODEL, replace(MODEL, version=2)]
 
     def profiles(self, model: ModelVersion) -> list[Profile]:
-        return self._profiles
+        return self._newer if model.version == 2 else self._profiles
+
+    def labels(self, name: str) -> Labels | None:
+        return self._labels
 
 
 def test_progress_of_groups() -> None:
@@ -51,6 +59,24 @@ def test_progress_of_groups() -> None:
     assert states(worker("cpu"), profiles=(READY,)) == [("cpu", "loading", None)]
     assert states(worker("cpu", "m:1/onnx-fp32"), profiles=(READY,)) == [("cpu", "ready", None)]
     assert states(worker("cpu"), profiles=(FAILED,)) == [("cpu", "failed", "needs 3 GB")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "newer", "state"),
+    [
+        (None, FAILED, "loading"),
+        (None, READY, "measured"),
+        (Labels("m", stable=1), READY, "loading"),
+        (Labels("m", stable=2, canary=1), READY, "loading"),
+        (Labels("m", stable=2), None, "measured"),
+    ],
+)
+def test_where_another_version_answers_measured_is_as_far_as_it_gets(
+    labels: Labels | None, newer: Profile | None, state: str
+) -> None:
+    catalog = OneModel(READY, labels=labels, newer=newer)
+    (group,) = progress(Config(), catalog, MODEL, [worker("cpu")])  # type: ignore[arg-type]
+    assert group.state == state
 
 
 def test_progress_of_variants() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worker_builders import VARIANT, batch, item
 
-from modelless.frames import CancelItems, Credit, Demand, ItemOutcome, Outcome
+from modelless.frames import Batch, CancelItems, Credit, Demand, ItemOutcome, Outcome
 from workers.device_queue import Answer, DeviceQueue, Instruction, Run, Tell
 
 
@@ -323,3 +324,60 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
     carry_out(queue.poll(now_ms))
     assert queue.drained
     assert fate == Counter(dict.fromkeys(pushed, 1))
+
+
+def shadow(number: int, *offsets: int) -> Batch:
+    return replace(batch(number, [item(offset) for offset in offsets]), predicts=True, shadow=True)
+
+
+def test_a_shadow_runs_last_and_answers_nobody() -> None:
+    queue = make_queue()
+    queue.push(1, shadow(1, 1, 2))
+    queue.push(1, batch(2, [item(3, None)]))
+    assert offsets(runs(queue.poll(0))[0]) == [3]
+    queue.ran(1.0)
+    assert offsets(runs(queue.poll(1))[0]) == [1, 2]
+    queue.ran(2.0, (7, 8))
+    (outcome,) = outcomes(queue.poll(2))
+    assert (outcome.batch, outcome.final, outcome.rest_ok, outcome.predictions) == (1, True, True, (7, 8))
+    assert queue.statistics().unsettled_items == 1, "the query's reply is still being written"
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_shadow_that_fails_is_given_back_whole_and_nobody_is_looked_for(crashes: bool) -> None:
+    queue = make_queue()
+    queue.push(1, shadow(1, 1, 2))
+    queue.poll(0)
+    (queue.crashed if crashes else queue.failed)(1.0)
+    out = queue.poll(1)
+    assert runs(out) == answers(out) == []
+    (outcome,) = outcomes(out)
+    assert [(o.disposition, o.status) for o in outcome.items] == [("returned", "INTERNAL")] * 2
+    assert outcome.final
+    assert queue.suspects() == ()
+
+
+def test_predictions_are_told_of_a_batch_that_ran_and_was_answered_as_a_whole() -> None:
+    queue = make_queue()
+    for number, gone in ((1, False), (2, True)):
+        queue.push(1, replace(batch(number, [item(1), item(2)]), predicts=True))
+        if gone:
+            queue.device(False)
+            queue.cancel(1, CancelItems(number, (item(2).record,)))
+            (answer,) = answers(queue.poll(0))
+            settle(queue, answer, 0)
+            queue.device(True)
+        (run,) = runs(queue.poll(0))
+        queue.ran(1.0, (5, 6)[: len(run.items)])
+        settle(queue, run, 1)
+        assert outcomes(queue.poll(1))[-1].predictions == (() if gone else (5, 6))
+
+
+def test_a_shadow_takes_no_credit() -> None:
+    windows = []
+    for shadowed in (False, True):
+        queue = make_queue()
+        queue.poll(0)
+        queue.push(1, replace(batch(1, [item(1)], cost_ms=500.0), shadow=shadowed))
+        windows += [i.frame.window_ms for i in queue.poll(1) if isinstance(i, Tell) and isinstance(i.frame, Credit)]
+    assert len(windows) == 1, "a large batch raises the cap, a shadow's does not"

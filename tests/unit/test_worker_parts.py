@@ -137,3 +137,13 @@ def test_a_poisoned_query_is_reported_as_such() -> None:
     (sent,) = replies.of_answer(Answer(1, of, of.items, "INTERNAL", "bad", True), replies.Author("g", 0), 5.0)
     assert sent.outcome().disposition == "poisoned"
     assert decode_reply(sent.value).message == "bad"
+
+
+def test_predictions_are_the_argmax_along_the_last_dimension_row_by_row() -> None:
+    logits = np.array([[0, 2, 1], [5, 1, 1]], np.float32)
+    assert rows.predictions([tensor(logits, "y")]) == (1, 0)
+    assert rows.predictions([BatchTensor("y", "INT64", (2,), np.arange(2).tobytes())]) == (), "no classes"
+    assert rows.predictions([]) == ()
+    segments = np.zeros((2, 3, 4), np.float32)
+    segments[1, 2, 3] = 1
+    assert rows.predictions([tensor(segments, "y")]) == (0, 0, 0, 0, 0, 3)
