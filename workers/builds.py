@@ -84,6 +84,10 @@ class Builds:
     async def close(self) -> None:
         await self._apart.close()
 
+    def foresee(self, variant: str) -> None:
+        """It will be made soon: have an executor ready for it."""
+        self._apart.foresee(split_exit(split_variant(variant)[1])[0])
+
     def is_needed(self, variant: str, model: ModelVersion) -> bool:
         """Whether there is anything to build of it. Raises ExecutionError: its builder is not here."""
         return self._suffix(variant, model) is not None

@@ -70,6 +70,7 @@ class Loader:
         self._loaded: dict[str, _Loaded] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._preparing: dict[str, asyncio.Task[None]] = {}
         self.errors: dict[str, str] = {}
         """What could not be done, by variant, in words for the operator."""
         spawn = device.executors.spawn_apart
@@ -84,6 +85,7 @@ class Loader:
             device.publisher,
             clock,
             self.errors,
+            self._foresee,
             on_change,
             self._on_built,
         )
@@ -93,9 +95,10 @@ class Loader:
         self._workshop.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._preparing.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._workshop.stop()
 
     @property
@@ -216,6 +219,7 @@ class Loader:
     async def _load_now(self, variant: str, model: ModelVersion, profile: Profile | None, built: Built | None) -> float:
         """While nothing is measured. How long it took, without warming up, ms."""
         spec = await self._builds.spec(variant, model, built)
+        await self._device.executors.prepare(spec.builder)  # seconds, in which measuring goes on
         async with self._bench.loading:
             load_ms = await self._device.executors.load(spec)
             await self._warm_up(spec, profile)
@@ -239,6 +243,11 @@ class Loader:
                 self._wake.set()
             else:
                 self._fail(variant, failure)
+
+    def _foresee(self, builder: str) -> None:
+        """Its libraries are imported where variants are served, while the first variant is still measured."""
+        if builder not in self._preparing:
+            self._preparing[builder] = asyncio.create_task(self._device.executors.prepare(builder))
 
     async def _warm_up(self, spec: LoadSpec, profile: Profile | None) -> None:
         """Every profiled batch size once, smallest first, each when the device has a moment."""

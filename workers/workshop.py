@@ -66,6 +66,7 @@ class Workshop:
     Args:
         apart: the executor for measuring.
         errors: what could not be done, by variant, for the operator; only what no profile says.
+        foresee: told a builder of which a variant will soon be loaded.
         on_change: ``measuring`` or ``errors`` changed.
         on_built: what was asked for by :meth:`ask` is there, or cannot be built for the given reason.
     """
@@ -81,6 +82,7 @@ class Workshop:
         publisher: Publisher,
         clock: KafkaClock,
         errors: dict[str, str],
+        foresee: Callable[[str], None],
         on_change: Callable[[], None],
         on_built: Callable[[str, str | None], None],
     ) -> None:
@@ -93,6 +95,7 @@ class Workshop:
         self._publisher = publisher
         self._clock = clock
         self._errors = errors
+        self._foresee = foresee
         self._on_change = on_change
         self._on_built = on_built
         self.measuring: str | None = None
@@ -124,6 +127,7 @@ class Workshop:
     def ask(self, variant: str, model: ModelVersion) -> None:
         """Have it built, for loading."""
         self._to_build[variant] = model
+        self._builds.foresee(variant)
         self.wake()
 
     # --- measuring ----------------------------------------------------------------------------------------------------
@@ -205,6 +209,8 @@ class Workshop:
         worker = self._config.worker
         if self._group.device.startswith("cuda"):
             await self._apart.close()  # a device's memory is known of a whole process only
+        if not self._orders.is_served(job.model):
+            self._foresee(spec.builder)
         async with self._apart.lent() as executor:
             measurement = Measurement(executor, spec, self._bench, half)
             profile = await measurement.profile(job.model, self._group.name, worker.measure_s, worker.batch_size_max)

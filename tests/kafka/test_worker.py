@@ -316,6 +316,34 @@ async def test_what_cannot_be_measured_says_why(broker: Broker, config: Config, 
         assert "worker.factories_allowed" in (profile.reason or "")
 
 
+async def test_one_trained_network_becomes_several_variants(broker: Broker, config: Config, tmp_path: Path) -> None:
+    """Of its weights alone; each is measured with itself, on the half of the evaluation set that no builder sees."""
+    x = np.random.default_rng(1).random((60, 4), dtype="f4")
+    np.savez(tmp_path / "eval.npz", x=x, labels=x.argmax(axis=1))
+    url, sha256, _ = await asyncio.to_thread(store.put, config, tmp_path / "eval.npz")
+    model = await registered(
+        broker,
+        write_safetensors(tmp_path / "m.safetensors"),
+        factory="worker_builders:nasty",
+        evaluation=Evaluation(None, url, sha256),
+    )
+    exact, rounded = (f"{model.key}/{name}" for name in ("torch-fp32", "torch-bf16"))
+    await broker.plan(measure=[rounded, exact])
+    async with worker(config):
+        profiles = {profile.variant: profile for profile in await broker.profiles(2)}
+        assert list(profiles) == [exact, rounded], "the quickly made one first, whatever the plan's order"
+        for profile in profiles.values():
+            assert profile.status == "ready"
+            assert profile.accuracy_rows == 30
+            assert profile.accuracy is not None
+            assert profile.accuracy_low is not None
+            assert profile.accuracy_low < profile.accuracy
+        assert profiles[exact].accuracy == 1.0
+        await broker.plan(load=[exact, rounded])
+        await broker.ready(exact)
+        await broker.ready(rounded)
+
+
 async def test_what_one_worker_built_the_next_one_loads(broker: Broker, config: Config, tmp_path: Path) -> None:
     """On another machine, as far as it can tell: its cache is empty. A builder that fails is in nobody's way."""
     planted_builders.install(tmp_path)

@@ -64,6 +64,7 @@ class Shop:
             self,  # type: ignore[arg-type]
             clock,
             self.errors,
+            lambda builder: None,
             lambda: None,
             lambda variant, failure: self.asked_for.append((variant, failure)),
         )
