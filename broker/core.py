@@ -26,13 +26,15 @@ from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
 from broker.conditions import Conditions
 from broker.devices import Group, Sent, Worker
+from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
 from broker.ledger import Entry, Ledger, State
-from broker.selector import Chosen, Parked, Refused, Selector
+from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
 from broker.statistics import Statistics
 from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
+from modelless.headers import EXPLAIN
 from modelless.messages import Cancel, Labels, RecordId
 
 CANCELS_MAX = 10_000
@@ -326,6 +328,8 @@ class Core:
             self._wants.add(choice.wanted.key, times * entry.rows)
         if self.catalog.labels and isinstance(choice, Chosen):
             choice = self._canarys(entry, choice, target, now_ms)
+        if entry.explains:
+            self._explain(entry, target, choice, now_ms)
         match choice:
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
@@ -335,6 +339,13 @@ class Core:
             case Parked():
                 self._park(entry)
         return None
+
+    def _explain(self, entry: Entry, target: Target, choice: Choice, now_ms: float) -> None:
+        """Why this choice, as a header of whatever reply it comes to."""
+        floor = self._selector.accuracy_floor(entry, target)
+        said = explain(entry, target, choice, floor, now_ms, self._backlog_ms, HEADER_CANDIDATES_MAX)
+        echo = [header for header in entry.address.echo if header[0] != EXPLAIN]
+        entry.address.echo = (*echo, (EXPLAIN, header_value(said)))
 
     def _canarys(self, entry: Entry, choice: Chosen, named: Target, now_ms: float) -> Chosen:
         """What the canary of the chosen model would be run with, when it is its turn and it can; else ``choice``."""

@@ -99,6 +99,7 @@ class Intake:
         topic = query.reply_topic or self._replies
         address = Address(query.id, topic, query.reply_partition, form, headers.echo)
         entry = _entry(source, query, address)
+        entry.explains = headers.explain
         denied = self._denied(address)
         if denied is not None:
             return Dead(entry, *denied)

@@ -89,6 +89,8 @@ class Entry:
     missed: tuple[str, ...] = ()
     refused_by: tuple[object, ...] = ()
     """Candidates that it cannot wait for any more."""
+    explains: bool = False
+    """Its reply is to say why it was chosen as it was."""
     cancelled: bool = False
     """Somebody wants it dropped, but a worker has it."""
     place: object = None

@@ -16,7 +16,8 @@ which makes "the best of a set" its ``bit_length``:
 
 Intersecting two sets of 10,000 candidates takes a fifth of a microsecond, and finding a limit's set is a bisection.
 lat(b) depends on the number of rows: there is a :class:`View` per preference and number of rows, made when it is asked
-for, from columns of numbers at once (numpy); the orders by cost and by accuracy stay sorted as candidates come and go.
+for, from columns of numbers at once (numpy), and for a while what comes or changes later is looked at beside it, one by
+one. The orders by cost and by accuracy stay sorted as candidates come and go.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,13 +39,15 @@ if TYPE_CHECKING:
 
 SIZES = tuple(1 << power for power in range(11))
 """Numbers of rows for which lat(b) is held; between them it is linear, above them it grows in proportion."""
-BUCKETS_MAX = 256
+BUCKETS_MAX = 128
 LISTED_MAX = 256
 """Values; more are held as an array."""
 VIEWS_MAX = 256
 """Of one target: preferences times numbers of rows."""
-LOADED, ANY, UNLOADED = -2, -1, 0
-"""In place of a class: all that somebody has loaded; every candidate; those that nobody has loaded."""
+GONE, LOADED, ANY, UNLOADED = -3, -2, -1, 0
+"""In place of a class: no candidate any more; all that somebody has loaded; all; those that nobody has loaded."""
+FRESH_MAX = 16
+"""Changes before the views are made anew."""
 GUESSES_MAX = 4
 """Candidates that are looked at before the classes are looked through one by one."""
 
@@ -100,12 +105,10 @@ class _Scale:
         """The largest value of each full bucket."""
         self.exact = size == 1
         """Each has a bucket of its own, so that what is within a limit is whole buckets."""
-        rows = -(-number // size)
-        members = np.zeros((rows + 1, number), np.bool_)
-        members[np.arange(size, number + size) // size, by_value] = True
-        packed = np.bitwise_or.accumulate(np.packbits(members, axis=1, bitorder="little"), axis=0)
-        data, width = packed.tobytes(), packed.shape[1]
-        self.sets = [int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width)]
+        members = np.zeros((-(-number // size), number), np.bool_)
+        members[np.arange(number) // size, by_value] = True
+        packed = np.packbits(members, axis=1, bitorder="little")
+        self.sets = list(accumulate([int.from_bytes(row, "little") for row in map(bytes, packed)], or_, initial=0))
         self.sets.append(self.sets[-1])
         """Of those in the buckets before each one; at last of all."""
         self._buckets: dict[int, list[tuple[int, float]]] = {}
@@ -124,32 +127,51 @@ class _Scale:
 
 
 class _Order:
-    """Slots sorted by a key, the best last; and what holds for this order whatever the number of rows."""
+    """Slots sorted by a key, the best last."""
 
     def __init__(self) -> None:
         self.keys: list[Key] = []
         self.slots: Slots = np.empty(0, np.int32)
-        self.sets: Sets | None = None
-        self.scale: _Scale | None = None
 
     def add(self, key: Key) -> None:
         index = bisect_left(self.keys, key)
         self.keys.insert(index, key)
         self.slots = np.insert(self.slots, index, key[3])
-        self.sets = self.scale = None
 
     def remove(self, key: Key) -> None:
         index = bisect_left(self.keys, key)
         assert self.keys[index] == key
         del self.keys[index]
         self.slots = np.delete(self.slots, index)
-        self.sets = self.scale = None
 
 
 class _Place(NamedTuple):
     slot: int
     by_cost: Key
     by_accuracy: Key
+
+
+class _Base(NamedTuple):
+    """What the views by cost, or by accuracy, have in common, whatever the number of rows."""
+
+    slots: Slots
+    sets: Sets
+    scale: _Scale
+
+
+class _Fresh(NamedTuple):
+    """What the views do not know of: candidates that came or changed since they were made."""
+
+    candidates: list[Candidate]
+    class_ids: dict[tuple[str, int], int]
+
+    def of(self, class_id: int) -> list[Candidate]:
+        """Those of one class."""
+        if class_id == ANY:
+            return self.candidates
+        if class_id in (LOADED, UNLOADED):
+            return [each for each in self.candidates if bool(each.workers) == (class_id == LOADED)]
+        return [each for each in self.candidates if self.class_ids.get((each.group, each.workers)) == class_id]
 
 
 class Sets:
@@ -165,13 +187,14 @@ class Sets:
     def of(self, class_id: int) -> int:
         found = self._by_class.get(class_id)
         if found is None:
+            classes = self._classes[self._slots]
             if class_id == ANY:
-                found = (1 << len(self._slots)) - 1
+                own = classes != GONE
             elif class_id == LOADED:
-                found = self.of(ANY) ^ self.of(UNLOADED)
+                own = classes > UNLOADED
             else:
-                own = np.packbits(self._classes[self._slots] == class_id, bitorder="little")
-                found = int.from_bytes(own.tobytes(), "little")
+                own = classes == class_id
+            found = int.from_bytes(np.packbits(own, bitorder="little").tobytes(), "little")
             self._by_class[class_id] = found
         return found
 
@@ -186,11 +209,21 @@ class View:
     By cost the limits are on accuracy and lat(b), by accuracy on cost and lat(b), by latency on accuracy and cost.
     """
 
-    __slots__ = ("_by", "_lat_ms", "_one", "_other", "sets")
+    __slots__ = ("_by", "_fresh", "_lat_ms", "_one", "_other", "_rows", "sets")
 
-    def __init__(self, by: Prefer, sets: Sets, one: _Scale, other: _Scale, lat_ms: Sequence[float]) -> None:
+    def __init__(
+        self,
+        by: Prefer,
+        rows: int,
+        sets: Sets,
+        one: _Scale,
+        other: _Scale,
+        lat_ms: Sequence[float],
+        fresh: _Fresh,
+    ) -> None:
         """``one`` is of minus accuracy or of cost, ``other`` of lat(b) or of cost; ``lat_ms`` in the order."""
-        self._by, self.sets, self._one, self._other, self._lat_ms = by, sets, one, other, lat_ms
+        self._by, self._rows, self.sets, self._fresh = by, rows, sets, fresh
+        self._one, self._other, self._lat_ms = one, other, lat_ms
 
     def best(
         self,
@@ -215,16 +248,57 @@ class View:
             lat_ms_max = slack_ms - ahead_ms[group] / workers
             index = self._first(class_id, one_max, cost_max if self._by == "latency" else lat_ms_max, without)
             if index >= 0 and self._lat_ms[index] > lat_ms_max:
-                return None
+                index = -1
         elif self._by == "latency":
             index = self._soonest(classes, ahead_ms, one_max, cost_max, slack_ms, without)
         else:
             guess = self._guess(one_max, ahead_ms, slack_ms, without)
             index = self._of_each(classes, ahead_ms, one_max, slack_ms, without) if guess is None else guess
-        if index < 0:
-            return None
-        found = self.sets.candidates[index]
-        return found if found.cost_per_1000_least <= cost_max and found.accuracy_low >= accuracy_min else None
+        found = self.sets.candidates[index] if index >= 0 else None
+        if found is not None and (found.cost_per_1000_least > cost_max or found.accuracy_low < accuracy_min):
+            found = None
+        if self._fresh.candidates:
+            return self._or_fresh(found, classes, ahead_ms, accuracy_min, cost_max, slack_ms, without)
+        return found
+
+    def _or_fresh(
+        self,
+        found: Candidate | None,
+        classes: Sequence[Class],
+        ahead_ms: Mapping[str, float],
+        accuracy_min: float,
+        cost_max: float,
+        slack_ms: float,
+        without: tuple[object, ...],
+    ) -> Candidate | None:
+        """The better one of what was found and what came or changed since the view was made; these are few."""
+        best = found
+        rank = None
+        for class_id, group, workers in classes:
+            wait_ms = ahead_ms[group] / workers
+            for each in self._fresh.of(class_id):
+                lat_ms = each.lat_ms(self._rows)
+                if (
+                    each.accuracy_low < accuracy_min
+                    or each.cost_per_1000_least > cost_max
+                    or lat_ms > slack_ms - wait_ms
+                    or each in without
+                ):
+                    continue
+                if rank is None and best is not None:
+                    own_ms = wait_ms if len(classes) == 1 else ahead_ms[best.group] / best.workers
+                    rank = self._rank(best, own_ms)
+                if rank is None or self._rank(each, wait_ms) < rank:
+                    best, rank = each, self._rank(each, wait_ms)
+        return best
+
+    def _rank(self, candidate: Candidate, wait_ms: float) -> tuple[float, float, float]:
+        """Lower is better."""
+        cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
+        finish_ms = wait_ms + candidate.lat_ms(self._rows)
+        if self._by == "latency":
+            return finish_ms, cost, -accuracy
+        return (cost, -accuracy, finish_ms) if self._by == "cost" else (-accuracy, cost, finish_ms)
 
     def _first(self, class_id: int, one_max: float, other_max: float, without: tuple[object, ...]) -> int:
         """The place of the best of a class within both limits; -1 for none."""
@@ -363,8 +437,14 @@ class Ranking:
         """Accuracy, cost, lat(b) at each of SIZES; a column per slot."""
         self._class_of: Slots = np.zeros(16, np.int32)
         self._class_ids: dict[tuple[str, int], int] = {}
+        self._fresh = _Fresh([], self._class_ids)
+        self._changes = 0
+        """Since the views were made."""
+        self._retired: list[int] = []
+        """Slots that some view still has."""
         self._class_sizes: Counter[int] = Counter()
         self._orders: dict[Prefer, _Order] = {"cost": _Order(), "accuracy": _Order()}
+        self._bases: dict[Prefer, _Base] = {}
         self._views: dict[tuple[Prefer, int], View] = {}
 
     def __len__(self) -> int:
@@ -392,11 +472,7 @@ class Ranking:
 
     def add(self, candidate: Candidate) -> None:
         if not self._free:
-            size = len(self._candidates)
-            self._free = list(range(2 * size - 1, size - 1, -1))
-            self._candidates = np.concatenate([self._candidates, np.full(size, None, object)])
-            self._class_of = np.concatenate([self._class_of, self._class_of])
-            self._columns = np.concatenate([self._columns, self._columns], axis=1)
+            self._grow()
         slot = self._free.pop()
         accuracy, cost, lat_ms = candidate.accuracy_low, candidate.cost_per_1000_least, candidate.lat_sampled_ms
         self._columns[:, slot] = (accuracy, cost, *lat_ms)
@@ -408,22 +484,45 @@ class Ranking:
         self._class_of[slot] = UNLOADED
         self._class_sizes[UNLOADED] += 1
         self.reclass(candidate)
+        self._fresh.candidates.append(candidate)
         self._changed()
 
     def remove(self, candidate: Candidate) -> None:
         place = self._places.pop(candidate)
         self._orders["cost"].remove(place.by_cost)
         self._orders["accuracy"].remove(place.by_accuracy)
-        self._candidates[place.slot] = None
-        self._free.append(place.slot)
         self._class_sizes[int(self._class_of[place.slot])] -= 1
+        self._class_of[place.slot] = GONE
+        self._retired.append(place.slot)
+        if candidate in self._fresh.candidates:
+            self._fresh.candidates.remove(candidate)
         self._changed()
+
+    def _grow(self) -> None:
+        size = len(self._candidates)
+        self._free = list(range(2 * size - 1, size - 1, -1))
+        self._candidates = np.concatenate([self._candidates, np.full(size, None, object)])
+        self._class_of = np.concatenate([self._class_of, self._class_of])
+        self._columns = np.concatenate([self._columns, self._columns], axis=1)
+        self._renew()
 
     def _changed(self) -> None:
         keys = self._orders["accuracy"].keys
         self.accuracy_best = keys[-1][0] if keys else 0.0
-        self._views.clear()
         self._classes, self.unloaded = None, self._class_sizes[UNLOADED]
+        self._changes += 1
+        if self._changes > FRESH_MAX or not self._views:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Have views made anew when they are asked for; they know of every candidate then."""
+        self._views.clear()
+        self._bases.clear()
+        self._fresh.candidates.clear()
+        self._candidates[self._retired] = None
+        self._free += self._retired
+        self._retired.clear()
+        self._changes = 0
 
     def reclass(self, candidate: Candidate) -> None:
         """Another number of workers has it ready."""
@@ -435,16 +534,27 @@ class Ranking:
         self._classes, self.unloaded = None, self._class_sizes[UNLOADED]
 
     def _regroup(self) -> tuple[Class, ...]:
-        for sets in [order.sets for order in self._orders.values()] + [view.sets for view in self._views.values()]:
-            if sets is not None:
-                sets.forget()
+        for base in self._bases.values():
+            base.sets.forget()
+        for view in self._views.values():
+            view.sets.forget()
         present = sorted(key for key, number in self._class_ids.items() if self._class_sizes[number])
         self._groups = tuple(dict.fromkeys([group for group, _ in present]))
         return tuple([Class(self._class_ids[key], *key) for key in present])
 
     # --- questions ------------------------------------------------------------------------------------------------
 
+    def ordered(self, prefer: Prefer, rows: int, most: int | None = None) -> list[Candidate]:
+        """All, or the first of them, the best first."""
+        slots = self._orders["accuracy" if prefer == "accuracy" else "cost"].slots
+        if prefer == "latency":
+            slots = slots[np.argsort(-self._lat_ms(rows)[slots], kind="stable")]
+        found: list[Candidate] = self._candidates[slots[::-1][:most]].tolist()
+        return found
+
     def view(self, prefer: Prefer, rows: int) -> View:
+        if self._classes is None:
+            self._classes = self._regroup()
         view = self._views.get((prefer, rows))
         if view is None:
             if len(self._views) >= VIEWS_MAX:
@@ -453,19 +563,25 @@ class Ranking:
         return view
 
     def _make(self, prefer: Prefer, rows: int) -> View:
-        lat_ms, by_cost = self._lat_ms(rows), self._orders["cost"].slots
-        accuracy, cost = self._columns[0], self._columns[1]
+        lat_ms = self._lat_ms(rows)
         if prefer == "latency":
+            by_cost = self._base("cost").slots
             slots = by_cost[np.argsort(-lat_ms[by_cost], kind="stable")]
             sets = Sets(self._candidates, slots, self._class_of)
-            one, other = _Scale(-accuracy[slots]), _Scale(cost[slots])
-            return View(prefer, sets, one, other, _listed(lat_ms[slots]))
-        order = self._orders[prefer]
-        if order.sets is None or order.scale is None:
-            order.sets = Sets(self._candidates, order.slots, self._class_of)
-            order.scale = _Scale((-accuracy if prefer == "cost" else cost)[order.slots])
-        lat = _Scale(lat_ms[order.slots])
-        return View(prefer, order.sets, order.scale, lat, lat.values)
+            one, other = _Scale(-self._columns[0][slots]), _Scale(self._columns[1][slots])
+            return View(prefer, rows, sets, one, other, _listed(lat_ms[slots]), self._fresh)
+        slots, sets, one = self._base(prefer)
+        lat = _Scale(lat_ms[slots])
+        return View(prefer, rows, sets, one, lat, lat.values, self._fresh)
+
+    def _base(self, prefer: Prefer) -> _Base:
+        base = self._bases.get(prefer)
+        if base is None:
+            slots = self._orders[prefer].slots
+            limited = -self._columns[0] if prefer == "cost" else self._columns[1]
+            base = _Base(slots, Sets(self._candidates, slots, self._class_of), _Scale(limited[slots]))
+            self._bases[prefer] = base
+        return base
 
     def _lat_ms(self, rows: int) -> Floats:
         index, share = between(rows)

@@ -138,7 +138,7 @@ class Asked:
 
     def _exists(self, floor: float, latency_ms: float) -> bool:
         """Whether anything, loaded or not, meets these limits and the one on cost."""
-        view = self._ranking.view("cost", self._entry.rows)
+        view = self._ranking.view(self._entry.query.prefer, self._entry.rows)
         return view.best(AT_ALL, IDLE, floor, self._cost_max, latency_ms) is not None
 
     def missed(self, wanted: Candidate | None) -> Choice:
@@ -186,8 +186,7 @@ class Asked:
         """What is feasible next to what was asked for, in words."""
         ranking, rows = self._ranking, self._entry.rows
         floor = -NEVER if self._entry.query.on_miss == "degrade" else self._floor
-        most = ranking.view("accuracy", rows).best(AT_ALL, IDLE, -NEVER, NEVER, NEVER)
-        assert most is not None
+        (most,) = ranking.ordered("accuracy", rows, 1)
         if most.accuracy_low < floor:
             return f"no variant has accuracy >= {floor:.4g}; the most accurate, {most.variant}, has {_accuracy(most)}"
         limits = [f"accuracy >= {floor:.4g}"] if floor > -NEVER else []

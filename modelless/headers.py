@@ -1,8 +1,9 @@
 """Record headers of a query: what they say, whichever of their names was used.
 
 They win over the body and still work when the body is broken. Names of ours are ``modelless-id``,
-``modelless-reply-topic``, ``modelless-reply-partition``, ``modelless-deadline-ms``; besides ``content-type`` and
-``traceparent`` there are Spring's ``kafka_correlationId``, ``kafka_replyTopic`` and ``kafka_replyPartition``.
+``modelless-reply-topic``, ``modelless-reply-partition``, ``modelless-deadline-ms`` and ``modelless-explain``; besides
+``content-type`` and ``traceparent`` there are Spring's ``kafka_correlationId``, ``kafka_replyTopic`` and
+``kafka_replyPartition``.
 A name of ours wins over Spring's, the last of equal names wins, and names that we do not know are left alone.
 """
 
@@ -27,6 +28,8 @@ ID = "modelless-id"
 REPLY_TOPIC = "modelless-reply-topic"
 REPLY_PARTITION = "modelless-reply-partition"
 DEADLINE = "modelless-deadline-ms"
+EXPLAIN = "modelless-explain"
+"""Of a query: ``1`` asks for an explanation; of its reply: that, as JSON."""
 CONTENT_TYPE = "content-type"
 TRACEPARENT = "traceparent"
 SPRING_ID = "kafka_correlationId"
@@ -41,6 +44,7 @@ _KNOWN = frozenset(
         REPLY_TOPIC,
         REPLY_PARTITION,
         DEADLINE,
+        EXPLAIN,
         CONTENT_TYPE,
         TRACEPARENT,
         SPRING_ID,
@@ -66,6 +70,8 @@ class Headers(NamedTuple):
     traceparent: str | None = None
     echo: tuple[tuple[str, bytes], ...] = ()
     """To be copied into the reply as they are: ``kafka_correlationId`` and ``traceparent``."""
+    explain: bool = False
+    """The reply is to say why it was chosen as it was."""
 
 
 NO_HEADERS = Headers()
@@ -110,6 +116,7 @@ def _interpret(found: dict[str, bytes]) -> Headers:
         None if content_type is None else _media_type(content_type),
         None if traceparent is None else traceparent.decode("ascii"),
         tuple(echo),
+        _explain(found),
     )
 
 
@@ -169,6 +176,13 @@ def _deadline_ms(found: dict[str, bytes]) -> float | None:
     if not 0 < deadline_ms < DEADLINE_MS_MAX:
         raise DecodeError(f"header {DEADLINE} must be Unix milliseconds above 0 and before the year 3000, as text")
     return deadline_ms
+
+
+def _explain(found: dict[str, bytes]) -> bool:
+    value = found.get(EXPLAIN, b"0")
+    if value not in (b"0", b"1"):
+        raise DecodeError(f"header {EXPLAIN} must be 1 or 0")
+    return value == b"1"
 
 
 def _media_type(value: bytes) -> str:

@@ -11,7 +11,9 @@ from modelless import __version__
 from modelless.errors import ModellessError
 
 # Subcommand modules, in the order of `--help`. Each has `register(app)`.
-_MODULES = ("demo", "up", "kafka", "broker", "worker", "check", "register", "models", "label", "query", "status")
+_MODULES = (
+    "demo", "up", "kafka", "broker", "worker", "check", "register", "models", "explain", "label", "query", "status",
+)  # fmt: skip
 
 app = typer.Typer(
     name="modelless",

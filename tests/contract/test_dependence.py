@@ -28,6 +28,7 @@ PURE = frozenset(
         "broker.conditions",
         "broker.core",
         "broker.devices",
+        "broker.explain",
         "broker.intake",
         "broker.ledger",
         "broker.offsets",
