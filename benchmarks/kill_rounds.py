@@ -73,6 +73,8 @@ class Outsider:
         self.replies: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.versions: list[str] = []
+        self.read_s: dict[str, float] = {}
+        """When each first reply was read."""
         self._stop = threading.Event()
         self._last_s = 0.0
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -140,7 +142,7 @@ class Outsider:
                     reply = json.loads(message.value())
                     self.first[name] = reply["parameters"]["status"]
                     self.versions.append(reply.get("model_version", ""))
-                    self._last_s = time.perf_counter()
+                    self._last_s = self.read_s[name] = time.perf_counter()
         consumer.close()
 
 
