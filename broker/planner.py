@@ -120,7 +120,7 @@ class Planner:
             ran = used & situation.rates.keys()
             wants = {f"{variant}@{name}": 0.0 for variant in shadows}
             wants.update({key: rate for key, (rate, _) in self._wants.items()})
-            values = valued(group.items, default, besides, ran, wants, self._accuracy_slack)
+            values = valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
             load = _place(group, values, used)
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
@@ -226,6 +226,7 @@ class _Group:
         self.name, self.workers = name, workers
         self.models, self.profiles, self.drifted = situation.models, situation.profiles, situation.drifted
         self._before = before
+        self.loaded = {variant for worker in workers for variant in self.before(worker).load}
         by_builders = {
             builders: {v: model for model in self.models.values() for v in variants(model, builders)}
             for builders in dict.fromkeys(worker.builders for worker in workers)

@@ -108,6 +108,7 @@ def valued(
     besides: Set[str],
     used: Set[str],
     wants: Mapping[str, float],
+    loaded: Set[str],
     accuracy_slack: float,
 ) -> list[Valued]:
     """Every item of one group, the most valuable first.
@@ -116,6 +117,7 @@ def valued(
         default, besides: as of :func:`answering`.
         used: what ran lately, as ``variant@group``.
         wants: rows a second, by ``variant@group``.
+        loaded: variants that are loaded; of two that are worth the same, the loaded one is worth more.
         accuracy_slack: how much less accurate than the best a query may be answered that asks for nothing special.
     """
     of_task: dict[str, list[Item]] = defaultdict(list)
@@ -143,7 +145,12 @@ def valued(
         elif each.key in wants:
             worth, rank = Worth.WANTED, -wants[each.key]
         found.append(Valued(worth, rank, each))
-    return sorted(found, key=lambda value: (value.worth, value.rank, value.item.memory_bytes, value.item.variant))
+
+    def order(value: Valued) -> tuple[Worth, float, bool, int, str]:
+        of = value.item
+        return value.worth, value.rank, of.variant not in loaded, of.memory_bytes, of.variant
+
+    return sorted(found, key=order)
 
 
 def beaten_by(loser: Item, others: Iterable[Item]) -> str:

@@ -270,6 +270,14 @@ def test_what_is_wanted_is_loaded_for_a_while_in_the_place_of_what_is_idle() -> 
     assert "c:1/onnx-fp32" in kept
 
 
+def test_what_is_idle_does_not_change_places_with_what_is_worth_the_same() -> None:
+    models = [model(name, task=name) for name in "abc"]
+    play = Play(models, [ready(m, 40) for m in models], [worker()])
+    play.next(wants={"b:1/onnx-fp32@cpu": 1.0, "c:1/onnx-fp32@cpu": 1.0})
+    for minute in range(1, 10):
+        assert play.loaded(minute * IN_USE_MS, wants={}) == {"b:1/onnx-fp32", "c:1/onnx-fp32"}
+
+
 def test_nothing_in_use_is_evicted_for_what_is_wanted() -> None:
     models = [model("a"), model("b"), model("c")]
     play = Play(models, [ready(m, 40) for m in models], [worker()])
@@ -304,7 +312,9 @@ def test_a_new_leader_takes_what_is_loaded_to_be_in_use() -> None:
     second = Play(models, [ready(m, 40) for m in models], [worker()])
     second.plan = first.plan
     assert second.loaded(5000) == {"b:1/onnx-fp32", "c:1/onnx-fp32"}
-    assert second.loaded(5000 + IN_USE_MS) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}
+    wants = {"a:1/onnx-fp32@cpu": 1.0}
+    assert second.loaded(4000 + IN_USE_MS, wants=wants) == {"b:1/onnx-fp32", "c:1/onnx-fp32"}
+    assert "a:1/onnx-fp32" in second.loaded(5000 + IN_USE_MS, wants=wants)
 
 
 def test_there_is_no_new_plan_while_the_old_one_says_the_same() -> None:
