@@ -19,7 +19,7 @@ time, but not by profile. Every state is left at another value than it is entere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import exp
 from typing import Literal, NamedTuple
@@ -51,6 +51,7 @@ SNAPSHOT_INTERVAL_MS = 10_000.0
 """Likewise a factor that moved by more than a share of ``SNAPSHOT_SHARE``, when the state did not change."""
 SNAPSHOT_SHARE = 0.15
 WRITTEN_AT_ONCE_MAX = 100
+JUDGED_AT_ONCE_MAX = 64
 
 
 class Facts(NamedTuple):
@@ -92,6 +93,17 @@ class Rate:
         return self._per_second * exp(min(self._at_ms - now_ms, 0.0) / RATE_MS)
 
 
+class _AtWork(NamedTuple):
+    """A group's workers at one moment."""
+
+    ready: Mapping[frozenset[str], tuple[float, int]]
+    """(sum of busy shares by profile, number of workers) by what they have ready, which is the same for most."""
+    loading: frozenset[str]
+
+
+_NOBODY = _AtWork({}, frozenset())
+
+
 @dataclass(slots=True)
 class _Life:
     variant: str
@@ -113,6 +125,8 @@ class Conditions:
         self._lives: dict[str, _Life] = {}
         self._busy: dict[str, Rate] = {}
         """Profiled ms of work, by a worker's incarnation."""
+        self._turn: list[tuple[str, str]] = []
+        """Who is to be judged before anybody is judged again."""
         self._written: dict[str, Condition] = {}
         """The last snapshots, by ``variant@group``, as the topic has them."""
 
@@ -143,38 +157,51 @@ class Conditions:
     # --- judging ------------------------------------------------------------------------------------------------------
 
     def judge(self, find: Find, groups: Mapping[str, Group], now_ms: float) -> None:
-        """Let time pass: tables forget, states follow. To be called about twice a second."""
+        """Let time pass: tables forget, states follow, ``JUDGED_AT_ONCE_MAX`` at a time in turn."""
         self._busy = {
             worker.incarnation: self._busy.get(worker.incarnation) or Rate()
             for group in groups.values()
             for worker in group.workers.values()
         }
-        for name, group in groups.items():
-            for worker in group.workers.values():
-                for variant in worker.ready | worker.loading:
-                    candidate = find(variant, name)
-                    if candidate is not None:
-                        self._life(candidate)
-        for key, life in list(self._lives.items()):
-            candidate = find(life.variant, life.group)
-            if candidate is None or candidate.model.digest != life.digest:
-                del self._lives[key]
-                continue
-            candidate.table.relax(now_ms)
-            workers = list(groups[life.group].workers.values()) if life.group in groups else []
-            self._follow(life, candidate, workers, now_ms)
-            forgotten = candidate.table.scale == 1.0 and life.rows.at(now_ms) < ROWS_PER_SECOND_MIN
-            if life.state == "inactive" and forgotten and not self._is_news(key, life, candidate):
-                del self._lives[key]
+        at_work = {name: self._at_work(group, now_ms) for name, group in groups.items()}
+        if not self._turn:
+            everybody = {(life.variant, life.group): None for life in self._lives.values()}
+            for name, work in at_work.items():
+                everybody.update({(v, name): None for v in work.loading.union(*work.ready)})
+            self._turn = list(everybody)
+        for variant, group in self._turn[:JUDGED_AT_ONCE_MAX]:
+            self._judge(variant, group, find(variant, group), at_work.get(group, _NOBODY), now_ms)
+        del self._turn[:JUDGED_AT_ONCE_MAX]
 
-    def _follow(self, life: _Life, candidate: Candidate, workers: Iterable[Worker], now_ms: float) -> None:
-        ready = [worker for worker in workers if life.variant in worker.ready]
-        busy = sum(self._busy[worker.incarnation].at(now_ms) for worker in ready) / 1000 / len(ready) if ready else 0.0
-        loading = any(life.variant in worker.loading for worker in workers)
+    def _judge(self, variant: str, group: str, candidate: Candidate | None, work: _AtWork, now_ms: float) -> None:
+        key = f"{variant}@{group}"
+        if candidate is None:
+            self._lives.pop(key, None)
+            return
+        life = self._life(candidate)
+        candidate.table.relax(now_ms)
+        self._follow(life, candidate, work, now_ms)
+        forgotten = candidate.table.scale == 1.0 and life.rows.at(now_ms) < ROWS_PER_SECOND_MIN
+        if life.state == "inactive" and forgotten and not self._is_news(key, life, candidate):
+            del self._lives[key]
+
+    def _at_work(self, group: Group, now_ms: float) -> _AtWork:
+        ready: dict[frozenset[str], tuple[float, int]] = {}
+        loading: set[str] = set()
+        for worker in group.workers.values():
+            busy, number = ready.get(worker.ready, (0.0, 0))
+            ready[worker.ready] = busy + self._busy[worker.incarnation].at(now_ms) / 1000, number + 1
+            loading |= worker.loading
+        return _AtWork(ready, frozenset(loading))
+
+    def _follow(self, life: _Life, candidate: Candidate, work: _AtWork, now_ms: float) -> None:
+        classes = [of for ready, of in work.ready.items() if life.variant in ready]
+        workers = sum(number for _, number in classes)
+        busy = sum(busy for busy, _ in classes) / workers if workers else 0.0
         scale = candidate.table.scale
         used = life.rows.at(now_ms) > ROWS_PER_SECOND_MIN
-        life.state = next_state(life.state, Facts(bool(ready), loading, scale, busy, used))
-        far = bool(ready) and busy < LOW and not 1 / DRIFTED < scale < DRIFTED
+        life.state = next_state(life.state, Facts(bool(workers), life.variant in work.loading, scale, busy, used))
+        far = bool(workers) and busy < LOW and not 1 / DRIFTED < scale < DRIFTED
         if not far:
             life.far_since_ms = None
         elif life.far_since_ms is None:

@@ -267,7 +267,7 @@ class Core:
             self.catalog.observed(candidate)
 
     def judge(self, now_ms: float) -> None:
-        """How what is loaded lives now; to be called about twice a second."""
+        """How what is loaded lives now; to be called a few times a second."""
         self.conditions.judge(self.catalog.candidate, self.groups, now_ms)
 
     # --- time -----------------------------------------------------------------------------------------------------

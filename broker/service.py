@@ -55,7 +55,7 @@ DEMAND_INTERVAL_MS = 10.0
 DEMAND_ENDS_MS = 500.0
 """Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 LOOP_LAG_INTERVAL_S = 0.25
-JUDGE_INTERVAL_S = 0.5
+JUDGE_INTERVAL_S = 0.1
 TIMER_SLACK_MS = 0.2
 CANCEL_HISTORY_MS = 60_000.0
 HELD_MAX = 1_000

@@ -232,7 +232,8 @@ def test_what_is_written_at_once_is_bounded() -> None:
     models = [model(f"m{number}") for number in range(WRITTEN_AT_ONCE_MAX + 50)]
     bench = Bench(*((of, [profile(of)]) for of in models))
     bench.worker(*(f"{of.key}/onnx-fp32" for of in models))
-    bench.core.judge(0)
+    for _ in range(3):  # some of them each time
+        bench.core.judge(0)
     conditions, find = bench.core.conditions, bench.core.catalog.candidate
     first = conditions.unwritten(find, 0)
     assert len(first) == WRITTEN_AT_ONCE_MAX
