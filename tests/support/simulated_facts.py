@@ -45,8 +45,8 @@ FLEET = (
     Variant("large", "gpu", 0.95, 36.0, ((1, 4.0), (8, 6.0))),
 )
 GROUPS = ("cpu", "gpu")
-CANARY = Labels("small", stable=1, canary=2, canary_weight=0.3)
-"""The canary runs as its stable version does; so does ``tiny:2``, which is registered while queries flow."""
+CANARY = Labels("small", stable=1, canary=2, canary_weight=0.3, shadow="2", shadow_weight=1.0)
+"""The canary, which is the shadow too, runs as its stable version does; so does ``tiny:2``, registered meanwhile."""
 
 
 def loadable(group: str, *, swapped: bool) -> frozenset[str]:

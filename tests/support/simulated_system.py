@@ -190,7 +190,8 @@ class World:
 
     def roll_back(self) -> None:
         """No canary any more."""
-        self.labels = None if self.chance(0.5) else replace(CANARY, canary=None, canary_weight=0.0)
+        if self.labels is not None:
+            self.labels = None if self.chance(0.5) else replace(CANARY, canary=None, canary_weight=0.0)
         for broker in self.brokers:
             broker.learn()
 
@@ -324,6 +325,9 @@ class World:
 
     def check_send(self, broker: Broker, link: Link, batch: frames.Batch) -> None:
         """What a broker sends meets what was asked, in time, within the credit."""
+        if batch.shadow:
+            self.check_copies(link, batch)
+            return
         held = [sent.cost_ms for sent in link.unsettled.values()]
         if held and sum(held) >= link.window_ms:
             fail(f"credit: {held} outstanding at a window of {link.window_ms}")
@@ -349,6 +353,15 @@ class World:
                 fail(f"{item.record} asked for {query.task or query.model}, got version {version} of {name}")
             if item.missed and query.on_miss != "degrade":
                 fail(f"accuracy given up without leave: {item.record}")
+
+    def check_copies(self, link: Link, batch: frames.Batch) -> None:
+        """Copies go to idle devices only, of queries that were answered."""
+        if link.unsettled:
+            fail(f"copies were sent where {len(link.unsettled)} batches are unsettled")
+        self.answered_by["copies"] += len(batch.items)
+        for item in batch.items:
+            if not any(outcome.status == "OK" for outcome in self.outcomes[item.record]):
+                fail(f"{item.record} was copied before it was answered")
 
     def settled(self) -> bool:
         return all(log.committed[0] == log.end and not log.committed[1] for log in self.logs) and not any(

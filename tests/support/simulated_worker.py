@@ -204,6 +204,9 @@ class Worker:
         self.running = link, batch = min(self.queue, key=_urgency)
         self.queue.remove(self.running)
         now_ms, life = self.world.now_ms, self.life
+        if batch.shadow:
+            self.world.after(batch.cost_ms * self.factor, lambda: self.copied(link, batch, life))
+            return
         how: dict[RecordId, tuple[str, str]] = {}
         for item in batch.items:
             if item.record in self.cancelled:
@@ -233,6 +236,19 @@ class Worker:
         """What the profile says."""
         return next(v.ms(rows) for v in FLEET if (v.name, v.group) == (variant.partition(":")[0], self.group))
 
+    def copied(self, link: Link, batch: frames.Batch, life: object) -> None:
+        """Nobody is answered; sometimes it fails."""
+        if life is not self.life or not self.alive:
+            return
+        self.running = None
+        rows = sum(item.rows for item in batch.items)
+        if self.world.chance(0.1):
+            items = tuple(frames.ItemOutcome(item.record, "returned", "INTERNAL", "it failed") for item in batch.items)
+            link.say(frames.Outcome(batch.batch, True, batch.cost_ms, 0, items))
+        else:
+            link.say(frames.Outcome(batch.batch, True, batch.cost_ms, 0, (), True, (1,) * rows))
+        self.next()
+
     def publish(self, link: Link, batch: frames.Batch, execute_ms: float, how: dict[RecordId, tuple[str, str]]) -> None:
         """The device is free; the outcome is told once Kafka has the replies."""
         records = tuple(item.record for item in batch.items)
@@ -258,8 +274,12 @@ class Worker:
         brief = self.world.chance(0.5)
         if brief:
             rest = tuple(item for item in rest if (item.disposition, item.status) != ("answered", "OK"))
-        link.say(frames.Outcome(batch.batch, True, execute_ms, len(items), rest, brief))
+        whole = batch.predicts and brief and not (cut or rest)
+        predictions = (1,) * sum(item.rows for item in batch.items) if whole else ()
+        link.say(frames.Outcome(batch.batch, True, execute_ms, len(items), rest, brief, predictions))
 
 
 def _urgency(queued: tuple[Link, frames.Batch]) -> float:
+    if queued[1].shadow:
+        return float("inf")
     return min(item.latency_deadline_ms or float("inf") for item in queued[1].items)
