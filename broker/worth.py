@@ -74,7 +74,8 @@ def answering(
 ) -> tuple[set[str], set[str]]:
     """(versions that answer for their task, versions that are needed besides), each as ``name:version``.
 
-    Needed besides are those that are to answer next (which they do once they are loaded), canaries and shadows.
+    Needed besides are those that are to answer next (which they do once they are loaded), canaries and shadows, and the
+    newest, which was registered to be asked for, if only by its number.
 
     Args:
         ready: versions with a variant that is measured and ready somewhere.
@@ -93,7 +94,7 @@ def answering(
         next_one = stable if stable in ready else newest
         now = served.get(name, next_one)
         default.add(now if now in ready else next_one)
-        besides.add(next_one)
+        besides |= {next_one, newest}
         if says.canary is not None:
             besides.add(f"{name}:{says.canary}")
         shadow = shadow_of(says)

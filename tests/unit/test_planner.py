@@ -194,6 +194,12 @@ def test_a_version_answers_until_a_newer_one_is_measured_and_as_labels_say() -> 
     assert shadowed.loaded(labels={"a": Labels("a", shadow="a:1/onnx-fp32")}) == {"a:1/onnx-fp32", "a:2/onnx-fp32"}
 
 
+def test_the_newest_version_is_loaded_although_another_one_is_stable() -> None:
+    models = [model("a"), model("a", 2), model("a", 3)]
+    play = Play(models, [ready(m, 40) for m in models], [worker()])
+    assert play.loaded(labels={"a": Labels("a", stable=1)}) == {"a:1/onnx-fp32", "a:3/onnx-fp32"}
+
+
 def test_the_version_that_answers_stays_beside_the_first_of_the_next_one_until_that_takes_over() -> None:
     old, new = model("a"), model("a", 2)
     of = [
