@@ -1,10 +1,12 @@
 """The variants that the system makes of one trained model: how long that takes, and how far apart they are.
 
-    python -m benchmarks.variants [--models digits-cnn digits-deep] [--rounds 1] [--json FILE]
+    python -m benchmarks.variants [--models digits-cnn digits-deep] [--torchvision resnet18] [--rounds 1] [--json FILE]
 
-The models are the demo's, registered as safetensors one after the other in a system of one broker and one worker (one
+The models are the demo's (and torchvision's architectures with random weights, see examples/torchvision), registered as
+safetensors one after the other in a system of one broker and one worker (one
 thread) with an embedded Kafka, all of it new. For each: the time until it is served, and until all its variants are
-built and measured; then every variant's accuracy with its 95 % interval, its times and its memory. At the end a second
+built and measured, and the processor time that the worker and its children took for that, which says more on a machine
+that others use too; then every variant's accuracy with its 95 % interval, its times and its memory. At the end a second
 worker of the group starts with an empty cache, as on another machine, and should be ready without building. With more
 than one round the table is the last one's, and the times are medians.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -25,6 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from modelless.catalog import CatalogView
 from modelless.config import Config
@@ -46,6 +51,7 @@ class Made:
     model: str
     served_s: float
     complete_s: float
+    cpu_s: float
     profiles: list[Profile]
 
     @property
@@ -64,7 +70,7 @@ class Round:
 
 
 async def make(config: Config, specification: Path) -> Made:
-    started_s = time.monotonic()
+    started_s, cpu_before_s = time.monotonic(), worker_cpu_s()
     served_s: list[float] = []
 
     def on_progress(model: ModelVersion, groups: Sequence[GroupProgress]) -> None:
@@ -72,11 +78,23 @@ async def make(config: Config, specification: Path) -> Made:
             served_s.append(time.monotonic() - started_s)
 
     registered = await register(config, specification, wait_all=True, timeout_s=REGISTER_S_MAX, on_progress=on_progress)
-    complete_s = time.monotonic() - started_s
+    complete_s, cpu_s = time.monotonic() - started_s, worker_cpu_s() - cpu_before_s
     view = CatalogView(config)
     await view.start()
     await view.stop()
-    return Made(registered.model.key, served_s[0], complete_s, view.catalog.profiles(registered.model))
+    return Made(registered.model.key, served_s[0], complete_s, cpu_s, view.catalog.profiles(registered.model))
+
+
+def worker_cpu_s() -> float:
+    """Processor time of the one worker below this process, with all its children, those that ended too."""
+    total_s = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if "worker" in command and "--name" in command:
+                for each in (process, *process.children(recursive=True)):
+                    total_s += sum(each.cpu_times()[:4])  # its own and its ended children's, user and system
+    return total_s
 
 
 async def start_second(config_file: Path, config: Config, group: str, cache: Path) -> tuple[float, Member, Member]:
@@ -150,10 +168,10 @@ async def one_round(specifications: Sequence[Path], folder: Path) -> Round:
 
 
 def show(made: Made) -> None:
-    print(f"\n{made.model}: served after {made.served_s:.1f} s, all variants after {made.complete_s:.1f} s")
+    print(f"\n{made.model}: {_times(asdict(made))}")
     print(
         f"  {'variant':<16} {'accuracy (95 %)':<24} {'build s':>8} {'load ms':>8} {'again':>7} {'MB':>5} "
-        f"{'lat(1) ms':>9} {'p99':>7} {'b':>4} {'lat(b) ms':>9} {'rows/s':>8} {'$/1,000':>9}"
+        f"{'lat(1) ms':>9} {'p99':>7} {'b':>4} {'lat(b) ms':>9} {'rows/s':>8} {'$/1,000':>8}"
     )
     for profile in sorted(made.profiles, key=lambda p: p.batches[0].p50_ms if p.batches else float("inf")):
         name = split_variant(profile.variant)[1]
@@ -165,9 +183,16 @@ def show(made: Made) -> None:
             f"  {name:<16} {_accuracy(profile):<24} {profile.build_ms / 1000:>8.1f} {profile.load_ms:>8.1f} "
             f"{profile.load_warm_ms:>7.1f} {profile.memory_bytes / 2**20:>5.1f} {profile.batches[0].p50_ms:>9.3f} "
             f"{profile.batches[0].p99_ms:>7.3f} {best.batch_size:>4} {best.p50_ms:>9.3f} {best.rows_per_second:>8,.0f} "
-            f"{best.cost:>9.6f}"
+            f"{best.cost:>8.1e}"
         )
     print(f"  {len(made.ready)} variants; spread: {spread(made)}")
+
+
+def _times(of: Mapping[str, Any]) -> str:
+    return (
+        f"served after {of['served_s']:.1f} s, all variants after {of['complete_s']:.1f} s "
+        f"({of['cpu_s']:.0f} s of processor time)"
+    )
 
 
 def _accuracy(profile: Profile) -> str:
@@ -206,6 +231,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
                 "model": made.model,
                 "served_s": median(lambda one, i=index: one.models[i].served_s),  # type: ignore[misc]
                 "complete_s": median(lambda one, i=index: one.models[i].complete_s),  # type: ignore[misc]
+                "cpu_s": median(lambda one, i=index: one.models[i].cpu_s),  # type: ignore[misc]
                 "spread": spread(made),
                 "profiles": [asdict(profile) for profile in made.profiles],
             }
@@ -218,10 +244,20 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
     }
 
 
+def torchvision(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The specifications of the examples, and what the worker needs for them."""
+    if names:
+        subprocess.run([sys.executable, "examples/torchvision/make.py", str(folder)], check=True)
+        os.environ["MODELLESS_WORKER__FACTORIES_ALLOWED"] = '["modelless.demo.factories", "torchvision.models"]'
+        os.environ["MODELLESS_WORKER__BATCH_SIZE_MAX"] = "16"
+    return [folder / f"{name}.toml" for name in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [recipe.name for recipe in RECIPES]
     parser.add_argument("--models", nargs="+", choices=names, default=["digits-cnn", "digits-deep"])
+    parser.add_argument("--torchvision", nargs="+", default=[], metavar="ARCHITECTURE")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/variants.json"))
     arguments = parser.parse_args()
@@ -233,9 +269,10 @@ def main() -> None:
         )
         print(f"training {', '.join(recipe.name for recipe in recipes)}", flush=True)
         family = prepare(Path(name) / "family", lambda *_: None, recipes)
+        specifications = [*family.specifications, *torchvision(Path(name) / "torchvision", arguments.torchvision)]
         rounds = []
         for number in range(arguments.rounds):
-            rounds.append(asyncio.run(one_round(family.specifications, Path(name) / f"round-{number}")))
+            rounds.append(asyncio.run(one_round(specifications, Path(name) / f"round-{number}")))
             for made in rounds[-1].models:
                 show(made)
         result = summary(rounds)
@@ -243,7 +280,7 @@ def main() -> None:
     for phase, taken_s in result["phases_s"].items():
         print(f"  {phase:<28} {taken_s:6.1f} s")
     for model in result["models"]:
-        print(f"{model['model']}: served after {model['served_s']:.1f} s, complete after {model['complete_s']:.1f} s")
+        print(f"{model['model']}: {_times(model)}")
     print(
         f"the first worker built {result['first_worker_builds']:.0f} files; a second one was ready after "
         f"{result['second_worker_s']:.1f} s and built {result['second_worker_builds']:.0f}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,9 +140,17 @@ def wall_clock() -> KafkaClock:
 
 
 def progress(
-    config: Config, catalog: Catalog, model: ModelVersion, workers: Sequence[Member], plan: Plan | None = None
+    config: Config,
+    catalog: Catalog,
+    model: ModelVersion,
+    workers: Sequence[Member],
+    expected: Collection[tuple[str, str]] = (),
 ) -> tuple[GroupProgress, ...]:
-    """How far every group of the living ``workers`` that can run the model's format is with it. Pure."""
+    """How far every group of the living ``workers`` that can run the model's format is with it. Pure.
+
+    Args:
+        expected: (group, variant) that are to be measured, or have been: see :func:`to_measure`.
+    """
     profiles = catalog.profiles(model)
     known = {profile.group for profile in profiles}
     groups = sorted({worker.group for worker in workers if worker.group is not None})
@@ -152,7 +160,7 @@ def progress(
             group,
             [profile for profile in profiles if profile.group == group],
             [worker for worker in workers if worker.group == group],
-            plan,
+            [variant for name, variant in expected if name == group],
             _is_held_back(model, catalog),
         )
         for group in groups
@@ -160,15 +168,26 @@ def progress(
     )
 
 
+def to_measure(plan: Plan, model: ModelVersion, workers: Sequence[Member]) -> set[tuple[str, str]]:
+    """(group, variant) of the model that the plan has assigned to one of the workers."""
+    return {
+        (worker.group, variant)
+        for worker in workers
+        if worker.group is not None and worker.name in plan.workers
+        for variant in plan.workers[worker.name].measure
+        if split_variant(variant)[0] == model.key
+    }
+
+
 def _group_progress(
     model: ModelVersion,
     group: str,
     profiles: Sequence[Profile],
     workers: Sequence[Member],
-    plan: Plan | None,
+    expected: Sequence[str],
     held_back: bool,
 ) -> GroupProgress:
-    variants = _variants(model, profiles, workers, plan)
+    variants = _variants(profiles, workers, expected)
     complaint = _complaint(model, workers)
 
     def first(state: str) -> Profile | None:
@@ -194,9 +213,9 @@ def _is_held_back(model: ModelVersion, catalog: Catalog) -> bool:
 
 
 def _variants(
-    model: ModelVersion, profiles: Sequence[Profile], workers: Sequence[Member], plan: Plan | None
+    profiles: Sequence[Profile], workers: Sequence[Member], expected: Sequence[str]
 ) -> tuple[VariantProgress, ...]:
-    """Those of one group that are profiled, and those that the plan wants to be."""
+    """Those of one group that are profiled, and those that are expected to be."""
     loaded = {variant for worker in workers for variant in worker.variants}
     found = {
         profile.variant: VariantProgress(
@@ -206,11 +225,8 @@ def _variants(
         )
         for profile in profiles
     }
-    assigned = plan.workers if plan is not None else {}
-    for worker in workers:
-        for variant in assigned[worker.name].measure if worker.name in assigned else ():
-            if split_variant(variant)[0] == model.key:
-                found.setdefault(variant, VariantProgress(variant, "waiting"))
+    for variant in expected:
+        found.setdefault(variant, VariantProgress(variant, "waiting"))
     return tuple(found[variant] for variant in sorted(found))
 
 
@@ -272,6 +288,8 @@ class _Watch:
         self._plans = plans
         self._model = model
         self._wait_all = wait_all
+        self._expected: set[tuple[str, str]] = set()
+        """All that any plan wanted: one that is written while a worker is out of reach asks nothing of it."""
         self._on_progress = on_progress
         self._groups: tuple[GroupProgress, ...] = ()
 
@@ -305,7 +323,10 @@ class _Watch:
         return None
 
     def _look(self) -> bool:
-        groups = progress(self._config, self._catalog, self._model, self._fleet.workers(), self._plans.plan)
+        workers = self._fleet.workers()
+        if self._plans.plan is not None:
+            self._expected |= to_measure(self._plans.plan, self._model, workers)
+        groups = progress(self._config, self._catalog, self._model, workers, self._expected)
         if groups != self._groups:
             self._groups = groups
             self._on_progress(self._model, groups)

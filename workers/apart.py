@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 
 from workers.executor import ChildExecutor, ExecutionError, Executor, ExecutorDiedError
 
-IDLE_S = 20.0
+IDLE_S = 60.0
 
 
 class Apart:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAMES = {"planted": ".onnx", "refused": ".fails", "dying": ".dies", "endless": ".hangs"}
+NAMES = {"planted": ".onnx", "refused": ".fails", "dying": ".dies", "endless": ".hangs", "bulky": ".bulky"}
 
 
 class Planted:
@@ -22,7 +22,7 @@ class Planted:
         return None
 
 
-planted, refused, dying, endless = (Planted(name, suffix) for name, suffix in NAMES.items())
+planted, refused, dying, endless, bulky = (Planted(name, suffix) for name, suffix in NAMES.items())
 
 
 def install(folder: Path) -> None:

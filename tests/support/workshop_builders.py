@@ -50,6 +50,7 @@ class Shop:
         self.asked_for: list[tuple[str, str | None]] = []
         self.errors: dict[str, str] = {}
         self.spawned = 0
+        self.changes = 0
         clock = KafkaClock()
         clock.observe(0.0, 0.0, 0.0)
         group = config.groups[0]
@@ -65,11 +66,14 @@ class Shop:
             clock,
             self.errors,
             lambda builder: None,
-            lambda: None,
+            self._changed,
             lambda variant, failure: self.asked_for.append((variant, failure)),
         )
         self._worker = worker
         self._epoch = 0
+
+    def _changed(self) -> None:
+        self.changes += 1
 
     async def _spawn(self) -> ChildExecutor:
         self.spawned += 1

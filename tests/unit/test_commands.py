@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from modelless.commands.query import _array, _read_input
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError
 from modelless.messages import Assignment, BatchTime, Evaluation, Labels, Member, ModelVersion, Plan, Profile
-from modelless.registration import GroupProgress, progress
+from modelless.registration import GroupProgress, progress, to_measure
 
 MODEL = ModelVersion("m", 1, "t", "onnx", "file:///m.onnx", "0" * 64, 1, (), (), Evaluation(0.9), "digest")
 READY = Profile("m:1/onnx-fp32", "cpu", "ready", "digest", batches=(BatchTime(1, 1.0, 2.0),))
@@ -84,8 +85,12 @@ def test_progress_of_variants() -> None:
     other, third = replace(READY, variant="m:1/onnx-int8"), "m:1/torch-compile"
     plan = Plan(1, "broker-0", 0.0, {"cpu-0": Assignment((), (third, "n:1/onnx-fp32")), "gpu-0": Assignment()})
 
-    def group(*profiles: Profile, loaded: tuple[str, ...] = (), plan: Plan | None = plan) -> GroupProgress:
-        (found,) = progress(Config(), OneModel(*profiles), MODEL, [worker("cpu", *loaded)], plan)  # type: ignore[arg-type]
+    expected = to_measure(plan, MODEL, [worker("cpu"), worker("new")])
+    assert expected == {("cpu", third)}
+
+    def group(*profiles: Profile, loaded: tuple[str, ...] = ()) -> GroupProgress:
+        catalog: Any = OneModel(*profiles)
+        (found,) = progress(Config(), catalog, MODEL, [worker("cpu", *loaded)], expected)
         return found
 
     def states(found: GroupProgress) -> dict[str, str]:

@@ -153,6 +153,7 @@ async def test_measuring_again_in_vain_leaves_the_profile(config: Config, tmp_pa
         await until(lambda: bool(shop.errors))
         await asyncio.sleep(0.2)
     assert "its profile stays" in shop.errors["m:1/unknown"]
+    assert shop.changes == 2, "it began and ended once"
     assert shop.written == [good]
 
 
