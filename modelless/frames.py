@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 
 from modelless.messages import RecordId
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 PING_INTERVAL_MS = 1000.0
 PING_MISSES_MAX = 3
