@@ -40,8 +40,8 @@ class Options:
     """Queries per second at the end, outside bursts."""
     seconds: float = 15.0
     """Of each of the four policies."""
-    make_s_max: float = 240.0
-    """How long to wait for variants; what is not made by then is left out."""
+    make_s_max: float = 600.0
+    """How long to wait for variants; what is not made by then is left out, and disturbs the first policy."""
     seed: int = 7
     compile: bool = False
     """Also make the variants that take a compiler."""
