@@ -136,9 +136,9 @@ def scan(entry: Entry, candidates: Iterable[Candidate], core: Core) -> Candidate
     backlogs_ms: dict[str, float] = {}
     best, best_rank = None, (INF, INF, INF)
     for candidate in candidates:
-        if candidate.accuracy_low < floor or candidate.cost_per_1000_least > cost_max or not candidate.workers:
+        if candidate.accuracy_low < floor or candidate.cost_per_1000_usual > cost_max or not candidate.workers:
             continue
-        group, cost, accuracy = candidate.group, candidate.cost_per_1000_least, candidate.accuracy_low
+        group, cost, accuracy = candidate.group, candidate.cost_per_1000_usual, candidate.accuracy_low
         rank = (-accuracy, cost) if query.prefer == "accuracy" else (cost, -accuracy)
         if query.prefer != "latency" and rank > best_rank[:2]:
             continue

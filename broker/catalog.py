@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from broker.profiles import LatencyTable
 from broker.ranking import SIZES, Ranking, between
+from broker.usual import UsualRows
 from broker.versions import Loaded, name_of, served, standing
 from modelless.messages import Correction, Labels, ModelVersion, Profile, Query, split_variant
 from modelless.tensors import Tensor, TensorSpec
@@ -23,6 +24,10 @@ from modelless.tensors import Tensor, TensorSpec
 MS_PER_HOUR = 3_600_000.0
 SCALE_STEP = 0.03
 """By how much what is observed has to differ from what a candidate is ranked by."""
+ROWS_STEP = 0.25
+"""The same for the rows of its group's batches."""
+RANKED_MAX = 256
+"""Candidates that are ranked anew in one turn; the others in the next ones."""
 TARGETS_MAX = 1_000
 """Of versions and variants that were asked for by name, before the oldest is forgotten; tasks are kept."""
 
@@ -46,8 +51,10 @@ class Candidate:
     price_per_ms: float
     workers: int = 0
     """How many of its group have it ready."""
-    cost_per_1000_least: float = field(init=False)
-    """Predicted USD per 1,000 rows in the largest batches."""
+    rows_usual: float | None = None
+    """Of the batch that a query joins there, as it is chosen by; None: the largest."""
+    cost_per_1000_usual: float = field(init=False)
+    """Predicted USD per 1,000 rows in such batches."""
     lat_sampled_ms: tuple[float, ...] = field(init=False)
     """lat(b) at :data:`broker.ranking.SIZES`."""
     _scale: float = field(init=False)
@@ -59,10 +66,13 @@ class Candidate:
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
 
-    @property
-    def learned(self) -> bool:
-        """Whether its table has moved by so much that it has to be ranked anew."""
-        return abs(self.table.scale - self._scale) > SCALE_STEP * self._scale
+    def learned(self, rows_usual: float | None) -> bool:
+        """Whether its table, or its group's batches, have moved by so much that it has to be ranked anew."""
+        if abs(self.table.scale - self._scale) > SCALE_STEP * self._scale:
+            return True
+        if rows_usual is None or self.rows_usual is None:
+            return rows_usual is not self.rows_usual
+        return abs(rows_usual - self.rows_usual) > ROWS_STEP * self.rows_usual
 
     def lat_ms(self, rows: int) -> float:
         """lat(rows) as it is chosen by."""
@@ -79,7 +89,10 @@ class Candidate:
     def sample(self) -> None:
         """Be chosen by what the table says now; wherever it is ranked it has to be ranked anew."""
         self._scale = self.table.scale
-        self.cost_per_1000_least = self.cost_per_1000(self.table.rows_max)
+        rows_max = self.table.rows_max
+        self.cost_per_1000_usual = self.cost_per_1000(
+            rows_max if self.rows_usual is None else min(rows_max, round(self.rows_usual))
+        )
         self.lat_sampled_ms = tuple([self.table.p50_ms(size) for size in SIZES])
 
 
@@ -123,6 +136,8 @@ class Catalog:
         self._candidates_of_model: dict[str, dict[str, Candidate]] = defaultdict(dict)
         self._ready: dict[str, int] = {}
         self._observed: set[Candidate] = set()
+        self._usual: dict[str, UsualRows] = defaultdict(UsualRows)
+        self._rows_ranked: dict[str, float | None] = {}
         self._tasks: dict[str, Target] = {}
         self._targets: dict[str, Target] = {}
         self._workers: dict[str, Loaded] = {}
@@ -234,20 +249,43 @@ class Catalog:
         """Its table learned something, and may forget it later."""
         self._observed.add(candidate)
 
-    def rank_observed(self) -> None:
-        """Rank those anew whose tables have moved far enough; called a few times a second."""
+    def ran(self, group: str, rows: int, now_ms: float) -> None:
+        """A batch of so many rows ran on a worker of the group."""
+        self._usual[group].ran(rows, now_ms)
+
+    def rows_usual(self, now_ms: float) -> dict[str, float]:
+        """Rows of the batch that a query joins, by group, where something ran of late."""
+        found = {group: usual.rows(now_ms) for group, usual in self._usual.items()}
+        return {group: rows for group, rows in found.items() if rows is not None}
+
+    def rank_observed(self, now_ms: float) -> None:
+        """Rank those anew whose tables, or groups' batches, have moved far enough; called a few times a second."""
+        usual = self.rows_usual(now_ms)
+        for group in self._usual:
+            rows, before = usual.get(group), self._rows_ranked.get(group)
+            if rows is None or before is None or abs(rows - before) > ROWS_STEP * before:
+                if rows is not before:
+                    self._observed.update(c for c in self._candidates.values() if c.group == group)
+                self._rows_ranked[group] = rows
+        ranked = 0
         for candidate in list(self._observed):
             if self._candidates.get(candidate.key) is not candidate:
                 self._observed.discard(candidate)
-            elif candidate.learned:
-                targets = self._targets_of(candidate)
-                for target in targets:
-                    target.ranking.remove(candidate)
-                candidate.sample()
-                for target in targets:
-                    target.ranking.add(candidate)
-            elif candidate.table.scale == 1.0:
-                self._observed.discard(candidate)
+            elif not candidate.learned(rows := usual.get(candidate.group)):
+                if candidate.table.scale == 1.0:
+                    self._observed.discard(candidate)
+            elif ranked < RANKED_MAX:
+                ranked += 1
+                self._rank_anew(candidate, rows)
+
+    def _rank_anew(self, candidate: Candidate, rows_usual: float | None) -> None:
+        targets = self._targets_of(candidate)
+        for target in targets:
+            target.ranking.remove(candidate)
+        candidate.rows_usual = rows_usual
+        candidate.sample()
+        for target in targets:
+            target.ranking.add(candidate)
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
@@ -363,8 +401,10 @@ class Catalog:
             if known == (model, accuracy, accuracy_low, price_per_ms):
                 return before
             table = before.table
-        workers = self._ready.get(profile.key, 0)
-        return Candidate(profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms, workers)
+        workers, usual = self._ready.get(profile.key, 0), self._rows_ranked.get(profile.group)
+        return Candidate(
+            profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms, workers, usual
+        )
 
     def _accuracy(self, model: ModelVersion, profile: Profile) -> tuple[float, float]:
         """(what is said, what is chosen by)."""

@@ -276,7 +276,7 @@ class Core:
         """Everything that is due: expired entries are answered, batches leave."""
         if now_ms >= self._rank_ms:
             self._rank_ms = now_ms + RANK_INTERVAL_MS
-            self.catalog.rank_observed()
+            self.catalog.rank_observed(now_ms)
         self._expire(now_ms)
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
@@ -603,6 +603,7 @@ class Core:
                 for rows, execute_ms in variant.batches:
                     candidate.table.observe(rows, execute_ms, now_ms)
                     self.catalog.observed(candidate)
+                    self.catalog.ran(worker.group, rows, now_ms)
                 if variant.rows:
                     self.conditions.ran(worker, candidate, variant.rows, variant.busy_ms, now_ms)
         failed = frozenset(v.variant for v in frame.variants if v.state == "failed")

@@ -101,7 +101,7 @@ def explain(
                 candidate.accuracy_low,
                 lat_ms,
                 finish_ms,
-                candidate.cost_per_1000_least,
+                candidate.cost_per_1000_usual,
                 candidate.workers,
                 candidate is chosen,
                 why,
@@ -123,8 +123,8 @@ def _against(candidate: Candidate, entry: Entry, floor: float, slack_ms: float, 
     found = []
     if candidate.accuracy_low < floor:
         found.append(f"accuracy {candidate.accuracy_low:.4f} < {floor:.4g}")
-    if entry.query.cost_max is not None and candidate.cost_per_1000_least > entry.query.cost_max:
-        found.append(f"costs {candidate.cost_per_1000_least:.3g} > {entry.query.cost_max:.3g}")
+    if entry.query.cost_max is not None and candidate.cost_per_1000_usual > entry.query.cost_max:
+        found.append(f"costs {candidate.cost_per_1000_usual:.3g} > {entry.query.cost_max:.3g}")
     lat_ms = candidate.lat_ms(entry.rows)
     if lat_ms > slack_ms:
         found.append(f"needs {lat_ms:.3g} ms > {slack_ms:.3g}")
@@ -143,10 +143,10 @@ def _behind(candidate: Candidate, chosen: Candidate | None, query: Query) -> str
         return "would do"
     if query.prefer == "latency":
         return "would answer later"
-    cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
-    if query.prefer == "cost" and cost != chosen.cost_per_1000_least:
+    cost, accuracy = candidate.cost_per_1000_usual, candidate.accuracy_low
+    if query.prefer == "cost" and cost != chosen.cost_per_1000_usual:
         return (
-            f"costs {cost / chosen.cost_per_1000_least:.3g} times as much" if chosen.cost_per_1000_least else "dearer"
+            f"costs {cost / chosen.cost_per_1000_usual:.3g} times as much" if chosen.cost_per_1000_usual else "dearer"
         )
     if query.prefer == "accuracy" and accuracy != chosen.accuracy_low:
         return f"less accurate by {chosen.accuracy_low - accuracy:.4f}"
@@ -205,8 +205,12 @@ def catalog_of(
     labels: Iterable[Labels],
     workers: Sequence[Member],
     plan: Plan | None,
+    rows_usual: Mapping[str, float] | None = None,
 ) -> Catalog:
-    """What a broker knows, by the topics and by what the workers announce of themselves."""
+    """What a broker knows, by the topics and by what workers and brokers announce of themselves.
+
+    ``rows_usual``: of the batch that a query joins, by group.
+    """
     catalog = Catalog()
     for model in models:
         catalog.put_model(model.key, model)
@@ -233,7 +237,9 @@ def catalog_of(
         if candidate is not None and candidate.model.digest == condition.digest:
             candidate.table.restore(condition.p50_scale, condition.p99_scale, condition.changed_ms)
             catalog.observed(candidate)
-    catalog.rank_observed()
+    for group, rows in (rows_usual or {}).items():
+        catalog.ran(group, max(1, round(rows)), 0.0)
+    catalog.rank_observed(0.0)
     return catalog
 
 

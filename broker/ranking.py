@@ -255,7 +255,7 @@ class View:
             guess = self._guess(one_max, ahead_ms, slack_ms, without)
             index = self._of_each(classes, ahead_ms, one_max, slack_ms, without) if guess is None else guess
         found = self.sets.candidates[index] if index >= 0 else None
-        if found is not None and (found.cost_per_1000_least > cost_max or found.accuracy_low < accuracy_min):
+        if found is not None and (found.cost_per_1000_usual > cost_max or found.accuracy_low < accuracy_min):
             found = None
         if self._fresh.candidates:
             return self._or_fresh(found, classes, ahead_ms, accuracy_min, cost_max, slack_ms, without)
@@ -280,7 +280,7 @@ class View:
                 lat_ms = each.lat_ms(self._rows)
                 if (
                     each.accuracy_low < accuracy_min
-                    or each.cost_per_1000_least > cost_max
+                    or each.cost_per_1000_usual > cost_max
                     or lat_ms > slack_ms - wait_ms
                     or each in without
                 ):
@@ -294,7 +294,7 @@ class View:
 
     def _rank(self, candidate: Candidate, wait_ms: float) -> tuple[float, float, float]:
         """Lower is better."""
-        cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
+        cost, accuracy = candidate.cost_per_1000_usual, candidate.accuracy_low
         finish_ms = wait_ms + candidate.lat_ms(self._rows)
         if self._by == "latency":
             return finish_ms, cost, -accuracy
@@ -410,11 +410,11 @@ class View:
 
 
 def _equal(one: Candidate, other: Candidate) -> bool:
-    return one.cost_per_1000_least == other.cost_per_1000_least and one.accuracy_low == other.accuracy_low
+    return one.cost_per_1000_usual == other.cost_per_1000_usual and one.accuracy_low == other.accuracy_low
 
 
 def _cheaper(one: Candidate, other: Candidate) -> bool:
-    return one.cost_per_1000_least < other.cost_per_1000_least
+    return one.cost_per_1000_usual < other.cost_per_1000_usual
 
 
 class Ranking:
@@ -474,7 +474,7 @@ class Ranking:
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        accuracy, cost, lat_ms = candidate.accuracy_low, candidate.cost_per_1000_least, candidate.lat_sampled_ms
+        accuracy, cost, lat_ms = candidate.accuracy_low, candidate.cost_per_1000_usual, candidate.lat_sampled_ms
         self._columns[:, slot] = (accuracy, cost, *lat_ms)
         self._candidates[slot] = candidate
         place = _Place(slot, (-cost, accuracy, -lat_ms[0], slot), (accuracy, -cost, -lat_ms[0], slot))

@@ -1,9 +1,9 @@
 """Which variant, on which group, answers a query; or why none can.
 
 Two questions, in this order. *Could it be met at all?* is answered by the profiles alone: accuracy, lat(b) at the
-query's own rows, cost at the best batch. *Would it be met now?* adds the predicted finish time behind what is queued
-ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is the
-contract's table of ``on_miss``; ``cost_max`` is never given up.
+query's own rows, cost at the batches of late. *Would it be met now?* adds the predicted finish time behind what is
+queued ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is
+the contract's table of ``on_miss``; ``cost_max`` is never given up.
 
 What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
 else could answer, the choice names it as *wanted*, which the brokers tell the leader.
@@ -192,10 +192,10 @@ class Asked:
         limits = [f"accuracy >= {floor:.4g}"] if floor > -NEVER else []
         least = ranking.view("cost", rows).best(AT_ALL, IDLE, floor, NEVER, NEVER)
         assert least is not None
-        if least.cost_per_1000_least > self._cost_max:
+        if least.cost_per_1000_usual > self._cost_max:
             return (
                 f"no variant{_with(limits)} costs at most {self._cost_max:.3g} USD per 1,000; "
-                f"the cheapest, {least.variant}, costs {least.cost_per_1000_least:.3g}"
+                f"the cheapest, {least.variant}, costs {least.cost_per_1000_usual:.3g}"
             )
         fastest = ranking.view("latency", rows).best(AT_ALL, IDLE, floor, self._cost_max, NEVER)
         assert fastest is not None
@@ -211,7 +211,7 @@ def _chosen(found: Candidate | None, wanted: Candidate | None) -> Choice:
 
 def _rank(prefer: Prefer, candidate: Candidate, rows: int) -> tuple[float, float]:
     """Of an idle candidate; lower is better."""
-    cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
+    cost, accuracy = candidate.cost_per_1000_usual, candidate.accuracy_low
     if prefer == "latency":
         return candidate.lat_ms(rows), cost
     return (cost, -accuracy) if prefer == "cost" else (-accuracy, cost)

@@ -496,7 +496,7 @@ class Broker:
         )
 
     def _member(self) -> Member:
-        core = self._core
+        core, now_ms = self._core, self._clock.now_ms()
         entries, backlog_ms, _ = core.waiting()
         statistics = core.statistics
         return Member(
@@ -516,8 +516,9 @@ class Broker:
                 "dead_letters": statistics.dead_letters,
                 "leads": float(self._leader.leads),
                 "lag": sum(self._reader.lag().values()),
+                **{f"{messages.ROWS_USUAL}{group}": rows for group, rows in core.catalog.rows_usual(now_ms).items()},
             },
-            wants=core.wants(self._clock.now_ms()),
+            wants=core.wants(now_ms),
             served=core.counts.served(),
         )
 

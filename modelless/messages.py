@@ -330,6 +330,10 @@ class Served:
     """``changed_ms`` of the labels that were in force: counts of others do not belong together."""
 
 
+ROWS_USUAL = "rows_usual."
+"""Followed by a group's name, in a broker's statistics: rows of the batch that a query joins there, as of late."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A broker or worker that is alive (topic ``modelless.fleet``, key ``<kind>/<name>``), once a second."""

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelless.messages import ROWS_USUAL
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
     from modelless.config import Config
-    from modelless.messages import Query
+    from modelless.messages import Member, Query
 
 
 def register(app: typer.Typer) -> None:
@@ -122,6 +124,7 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
         filter(None, labels),
         workers,
         plans.plan,
+        _rows_usual(fleet.brokers()),
     )
     backlog_ms: dict[str, float] = {}
     for worker in workers:
@@ -133,6 +136,16 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
         default = "active" if candidate.workers else "inactive"
         states[candidate.key] = condition.state if condition is not None else default
     return catalog, backlog_ms, states
+
+
+def _rows_usual(brokers: Sequence[Member]) -> dict[str, float]:
+    """Rows of the batch that a query joins, by group, as any of the brokers saw it lately."""
+    return {
+        name.removeprefix(ROWS_USUAL): rows
+        for broker in brokers
+        for name, rows in broker.statistics.items()
+        if name.startswith(ROWS_USUAL)
+    }
 
 
 def _table(explanation: Any, states: Mapping[str, str]) -> Table:

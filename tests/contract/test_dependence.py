@@ -39,6 +39,7 @@ PURE = frozenset(
         "broker.shadows",
         "broker.statistics",
         "broker.tally",
+        "broker.usual",
         "broker.versions",
         "broker.wants",
         "broker.worth",

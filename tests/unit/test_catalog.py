@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from broker.catalog import SCALE_STEP, TARGETS_MAX, Catalog, Target, match_inputs
 from broker.ranking import AT_ALL, IDLE, NEVER, SIZES
+from broker.usual import QUIET_MS
 from modelless.messages import Correction, Evaluation, ModelVersion, Profile, Query
 from modelless.tensors import Tensor, TensorSpec
 
@@ -86,7 +87,7 @@ def test_what_a_table_learned_stays_while_its_batch_times_do() -> None:
     after = catalog.candidate("m:1/onnx-fp32", "cpu")
     assert after is not None
     assert (after.accuracy, after.table.scale) == (0.5, learned)
-    assert after.cost_per_1000_least == pytest.approx(10 * learned * before.cost_per_1000_least)
+    assert after.cost_per_1000_usual == pytest.approx(10 * learned * before.cost_per_1000_usual)
     put(catalog, model(), profile(model(), curve=((1, 5.0),)))
     fresh = catalog.candidate("m:1/onnx-fp32", "cpu")
     assert fresh is not None
@@ -111,18 +112,51 @@ def test_candidates_are_ranked_anew_when_their_tables_have_learned_enough() -> N
     assert candidate is not None
     candidate.table.scale = 1 + SCALE_STEP / 2
     catalog.observed(candidate)
-    catalog.rank_observed()
+    catalog.rank_observed(0.0)
     assert candidate.lat_ms(1) == 9.0
     candidate.table.scale = 2.0
     assert (candidate.lat_ms(1), fastest()) == (9.0, "quick")
-    catalog.rank_observed()
+    catalog.rank_observed(0.0)
     assert (candidate.lat_ms(1), fastest()) == (18.0, "slow")
-    assert candidate.cost_per_1000_least == pytest.approx(candidate.cost_per_1000(8))
+    assert candidate.cost_per_1000_usual == pytest.approx(candidate.cost_per_1000(8))
     candidate.table.scale = 1.0
-    catalog.rank_observed()
+    catalog.rank_observed(0.0)
     assert fastest() == "quick"
-    catalog.rank_observed()
+    catalog.rank_observed(0.0)
     assert not catalog._observed
+
+
+def test_cost_is_that_of_the_batches_that_a_group_runs() -> None:
+    catalog = Catalog()
+    wide, narrow = model("wide"), model("narrow")
+    put(catalog, wide, profile(wide, curve=((1, 8.0), (8, 8.0))))
+    put(catalog, narrow, profile(narrow, curve=((1, 2.0), (8, 16.0))))
+    target = resolve(catalog, task="t")
+    assert target is not None
+
+    def cheapest() -> str:
+        found = target.ranking.view("cost", 1).best(AT_ALL, IDLE, 0, NEVER, NEVER)
+        assert found is not None
+        return found.model.name
+
+    assert cheapest() == "wide"  # nothing runs: the best is assumed
+    catalog.ran("cpu", 1, 0.0)
+    catalog.rank_observed(0.0)
+    assert cheapest() == "narrow"
+    for _ in range(200):
+        catalog.ran("cpu", 6, 1.0)
+    catalog.rank_observed(1.0)
+    assert cheapest() == "wide"
+    assert catalog.rows_usual(1.0) == {"cpu": pytest.approx(6, rel=0.1)}
+    catalog.ran("cpu", 1, 2.0)
+    catalog.rank_observed(2.0)
+    late = model("late")
+    put(catalog, late, profile(late, curve=((1, 1.0), (8, 8.0))))
+    added = catalog.candidate("late:1/onnx-fp32", "cpu")
+    assert added is not None
+    assert added.cost_per_1000_usual == pytest.approx(added.cost_per_1000(6))
+    catalog.rank_observed(2.0 + QUIET_MS + 1)
+    assert added.cost_per_1000_usual == pytest.approx(added.cost_per_1000(8))
 
 
 @given(st.integers(1, 3000), st.floats(0.2, 5.0))

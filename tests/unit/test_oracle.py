@@ -134,7 +134,7 @@ class Oracle:
         deadline_ms = asked.latency_deadline_ms or INF
         self.latency_ms = deadline_ms - asked.source.arrival_ms
         self.slack_ms = deadline_ms - max(NOW_MS, asked.source.arrival_ms)
-        self.affordable = [c for c in everybody if query.cost_max is None or c.cost_per_1000_least <= query.cost_max]
+        self.affordable = [c for c in everybody if query.cost_max is None or c.cost_per_1000_usual <= query.cost_max]
         self.accurate = [c for c in self.affordable if c.accuracy_low >= self.floor]
         self.feasible = [c for c in self.accurate if self.lat_ms(c) <= self.latency_ms]
         self.fast = [c for c in self.affordable if self.lat_ms(c) <= self.latency_ms]
@@ -152,7 +152,7 @@ class Oracle:
         return [c for c in self.loaded(candidates) if self.lat_ms(c) <= self.slack_ms - self.wait_ms(c)]
 
     def rank(self, candidate: Candidate, prefer: str, *, idle: bool = False) -> tuple[float, float]:
-        cost, accuracy = candidate.cost_per_1000_least, candidate.accuracy_low
+        cost, accuracy = candidate.cost_per_1000_usual, candidate.accuracy_low
         wait_ms = 0.0 if idle else self.wait_ms(candidate)
         by_latency = wait_ms + self.lat_ms(candidate), cost
         return {"cost": (cost, -accuracy), "accuracy": (-accuracy, cost), "latency": by_latency}[prefer]
@@ -209,7 +209,7 @@ class Oracle:
             best = max(c.accuracy_low for c in everybody)
             assert f"has {best:.4f}" in message
         elif not affordable:
-            assert message.endswith(f"costs {min(c.cost_per_1000_least for c in accurate):.3g}")
+            assert message.endswith(f"costs {min(c.cost_per_1000_usual for c in accurate):.3g}")
         else:
             assert f"needs {min(self.lat_ms(c) for c in affordable):.3g} ms" in message
 
