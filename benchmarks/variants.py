@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 from modelless.catalog import CatalogView
-from modelless.config import Config
+from modelless.config import Config, WorkerConfig
 from modelless.demo.family import RECIPES, prepare
 from modelless.demo.system import System, write_config
 from modelless.fleet import FleetView
@@ -159,7 +159,7 @@ def _seconds(timestamp: str) -> float:
 
 
 async def one_round(specifications: Sequence[Path], folder: Path) -> Round:
-    config_file = write_config(folder, None)
+    config_file = write_config(folder, None, builders=())
     async with System(config_file, folder / "up.log") as system:
         models = [await make(system.config, path) for path in specifications]
         group = system.config.groups[0].name
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/variants.json"))
     arguments = parser.parse_args()
+    os.environ["MODELLESS_WORKER__MEASURE_S"] = str(WorkerConfig().measure_s)  # the demo's is shorter
     with tempfile.TemporaryDirectory(prefix="modelless-") as name:
         recipes = tuple(
             replace(recipe, artifact=f"{recipe.factory}.safetensors")
