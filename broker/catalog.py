@@ -11,12 +11,12 @@ is served with), its version's, its variant's, and no other.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from broker.profiles import LatencyTable
 from broker.ranking import SIZES, Ranking, between
-from broker.usual import UsualRows
+from broker.usual import QUIET_MS, Usual, UsualOfGroup
 from broker.versions import Loaded, name_of, served, standing
 from modelless.messages import Correction, Labels, ModelVersion, Profile, Query, split_variant
 from modelless.tensors import Tensor, TensorSpec
@@ -51,8 +51,8 @@ class Candidate:
     price_per_ms: float
     workers: int = 0
     """How many of its group have it ready."""
-    rows_usual: float | None = None
-    """Of the batch that a query joins there, as it is chosen by; None: the largest."""
+    usual: Usual | None = None
+    """On its group, as it is chosen by; None: while nothing runs."""
     cost_per_1000_usual: float = field(init=False)
     """Predicted USD per 1,000 rows in such batches."""
     lat_sampled_ms: tuple[float, ...] = field(init=False)
@@ -60,19 +60,25 @@ class Candidate:
     _scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sample()
+        self.sample(self.usual)
 
     @property
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
 
-    def learned(self, rows_usual: float | None) -> bool:
-        """Whether its table, or its group's batches, have moved by so much that it has to be ranked anew."""
-        if abs(self.table.scale - self._scale) > SCALE_STEP * self._scale:
+    def is_outdated(self, usual: Usual | None, now_ms: float) -> bool:
+        """Whether what it is chosen by has moved by so much that it has to be ranked anew."""
+        scale = self._living_scale(usual, now_ms)
+        if abs(scale - self._scale) > SCALE_STEP * self._scale:
             return True
-        if rows_usual is None or self.rows_usual is None:
-            return rows_usual is not self.rows_usual
-        return abs(rows_usual - self.rows_usual) > ROWS_STEP * self.rows_usual
+        if usual is None or self.usual is None:
+            return usual is not self.usual
+        return abs(usual.rows - self.usual.rows) > ROWS_STEP * self.usual.rows
+
+    def _living_scale(self, usual: Usual | None, now_ms: float) -> float:
+        """Its own if it ran lately, else that of what did."""
+        own = usual is None or now_ms - self.table.observed_ms <= QUIET_MS
+        return self.table.scale if own or usual is None else usual.slowness
 
     def lat_ms(self, rows: int) -> float:
         """lat(rows) as it is chosen by."""
@@ -84,16 +90,16 @@ class Candidate:
 
     def cost_per_1000(self, rows: int) -> float:
         """Predicted USD per 1,000 rows in batches of ``rows``."""
-        return self.table.p50_ms(rows) / rows * self.price_per_ms * 1000
+        return self.lat_ms(rows) / rows * self.price_per_ms * 1000
 
-    def sample(self) -> None:
-        """Be chosen by what the table says now; wherever it is ranked it has to be ranked anew."""
-        self._scale = self.table.scale
-        rows_max = self.table.rows_max
-        self.cost_per_1000_usual = self.cost_per_1000(
-            rows_max if self.rows_usual is None else min(rows_max, round(self.rows_usual))
-        )
-        self.lat_sampled_ms = tuple([self.table.p50_ms(size) for size in SIZES])
+    def sample(self, usual: Usual | None = None, now_ms: float = 0.0) -> None:
+        """Be chosen by what is known now; wherever it is ranked it has to be ranked anew."""
+        self.usual, table = usual, self.table
+        self._scale = self._living_scale(usual, now_ms)
+        factor = self._scale / table.scale
+        self.lat_sampled_ms = tuple([table.p50_ms(size) * factor for size in SIZES])
+        rows = table.rows_max if usual is None else min(table.rows_max, max(1, round(usual.rows)))
+        self.cost_per_1000_usual = self.cost_per_1000(rows)
 
 
 class Target:
@@ -136,8 +142,8 @@ class Catalog:
         self._candidates_of_model: dict[str, dict[str, Candidate]] = defaultdict(dict)
         self._ready: dict[str, int] = {}
         self._observed: set[Candidate] = set()
-        self._usual: dict[str, UsualRows] = defaultdict(UsualRows)
-        self._rows_ranked: dict[str, float | None] = {}
+        self._usual: dict[str, UsualOfGroup] = defaultdict(UsualOfGroup)
+        self._ranked_by: dict[str, Usual | None] = {}
         self._tasks: dict[str, Target] = {}
         self._targets: dict[str, Target] = {}
         self._workers: dict[str, Loaded] = {}
@@ -249,43 +255,44 @@ class Catalog:
         """Its table learned something, and may forget it later."""
         self._observed.add(candidate)
 
-    def ran(self, group: str, rows: int, now_ms: float) -> None:
-        """A batch of so many rows ran on a worker of the group."""
-        self._usual[group].ran(rows, now_ms)
+    def ran(self, candidate: Candidate, rows: int, now_ms: float) -> None:
+        """A batch of so many rows ran; the candidate's table knows of it already."""
+        self._observed.add(candidate)
+        self._usual[candidate.group].ran(rows, candidate.table.scale, now_ms)
 
-    def rows_usual(self, now_ms: float) -> dict[str, float]:
-        """Rows of the batch that a query joins, by group, where something ran of late."""
-        found = {group: usual.rows(now_ms) for group, usual in self._usual.items()}
-        return {group: rows for group, rows in found.items() if rows is not None}
+    def usual(self, now_ms: float) -> dict[str, Usual]:
+        """By group, where something ran of late."""
+        found = {group: usual.at(now_ms) for group, usual in self._usual.items()}
+        return {group: usual for group, usual in found.items() if usual is not None}
+
+    def assume(self, usual: Mapping[str, Usual]) -> None:
+        """Rank all by what others say is usual on the groups."""
+        for group, of in usual.items():
+            self._usual[group].ran(max(1, round(of.rows)), of.slowness, 0.0)
+        self.rank_observed(0.0)
 
     def rank_observed(self, now_ms: float) -> None:
-        """Rank those anew whose tables, or groups' batches, have moved far enough; called a few times a second."""
-        usual = self.rows_usual(now_ms)
+        """Rank those anew that would be chosen by something else now; called a few times a second."""
+        usual = self.usual(now_ms)
         for group in self._usual:
-            rows, before = usual.get(group), self._rows_ranked.get(group)
-            if rows is None or before is None or abs(rows - before) > ROWS_STEP * before:
-                if rows is not before:
-                    self._observed.update(c for c in self._candidates.values() if c.group == group)
-                self._rows_ranked[group] = rows
+            if _differ(usual.get(group), self._ranked_by.get(group)):
+                self._ranked_by[group] = usual.get(group)
+                self._observed.update(each for each in self._candidates.values() if each.group == group)
         ranked = 0
         for candidate in list(self._observed):
             if self._candidates.get(candidate.key) is not candidate:
                 self._observed.discard(candidate)
-            elif not candidate.learned(rows := usual.get(candidate.group)):
+            elif not candidate.is_outdated(usual.get(candidate.group), now_ms):
                 if candidate.table.scale == 1.0:
                     self._observed.discard(candidate)
             elif ranked < RANKED_MAX:
                 ranked += 1
-                self._rank_anew(candidate, rows)
-
-    def _rank_anew(self, candidate: Candidate, rows_usual: float | None) -> None:
-        targets = self._targets_of(candidate)
-        for target in targets:
-            target.ranking.remove(candidate)
-        candidate.rows_usual = rows_usual
-        candidate.sample()
-        for target in targets:
-            target.ranking.add(candidate)
+                targets = self._targets_of(candidate)
+                for target in targets:
+                    target.ranking.remove(candidate)
+                candidate.sample(usual.get(candidate.group), now_ms)
+                for target in targets:
+                    target.ranking.add(candidate)
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
@@ -401,7 +408,7 @@ class Catalog:
             if known == (model, accuracy, accuracy_low, price_per_ms):
                 return before
             table = before.table
-        workers, usual = self._ready.get(profile.key, 0), self._rows_ranked.get(profile.group)
+        workers, usual = self._ready.get(profile.key, 0), self._ranked_by.get(profile.group)
         return Candidate(
             profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms, workers, usual
         )
@@ -438,6 +445,16 @@ class Catalog:
         stable = labels.stable if labels is not None else None
         version = served(standings, stable, of.served.version if of.served is not None else None)
         return of.versions[version] if version is not None else None
+
+
+def _differ(one: Usual | None, other: Usual | None) -> bool:
+    """By enough to look at all candidates of a group."""
+    if one is None or other is None:
+        return one is not other
+    return (
+        abs(one.rows - other.rows) > ROWS_STEP * other.rows
+        or abs(one.slowness - other.slowness) > SCALE_STEP * other.slowness
+    )
 
 
 def _variants(loaded: Loaded | None) -> set[tuple[str, bool]]:

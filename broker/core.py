@@ -602,8 +602,7 @@ class Core:
             if candidate is not None:
                 for rows, execute_ms in variant.batches:
                     candidate.table.observe(rows, execute_ms, now_ms)
-                    self.catalog.observed(candidate)
-                    self.catalog.ran(worker.group, rows, now_ms)
+                    self.catalog.ran(candidate, rows, now_ms)
                 if variant.rows:
                     self.conditions.ran(worker, candidate, variant.rows, variant.busy_ms, now_ms)
         failed = frozenset(v.variant for v in frame.variants if v.state == "failed")

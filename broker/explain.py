@@ -16,6 +16,7 @@ from broker.catalog import Candidate, Catalog, Target
 from broker.ledger import Address, Entry, Source
 from broker.ranking import NEVER
 from broker.selector import Backlog, Choice, Chosen, Parked, Refused, Selector
+from broker.usual import Usual
 from broker.versions import Loaded
 from modelless.messages import (
     Condition,
@@ -205,11 +206,11 @@ def catalog_of(
     labels: Iterable[Labels],
     workers: Sequence[Member],
     plan: Plan | None,
-    rows_usual: Mapping[str, float] | None = None,
+    usual: Mapping[str, tuple[float, float]] | None = None,
 ) -> Catalog:
     """What a broker knows, by the topics and by what workers and brokers announce of themselves.
 
-    ``rows_usual``: of the batch that a query joins, by group.
+    ``usual``: (rows of a batch, slowness) that are usual on a group, by its name.
     """
     catalog = Catalog()
     for model in models:
@@ -237,9 +238,7 @@ def catalog_of(
         if candidate is not None and candidate.model.digest == condition.digest:
             candidate.table.restore(condition.p50_scale, condition.p99_scale, condition.changed_ms)
             catalog.observed(candidate)
-    for group, rows in (rows_usual or {}).items():
-        catalog.ran(group, max(1, round(rows)), 0.0)
-    catalog.rank_observed(0.0)
+    catalog.assume({group: Usual(*of) for group, of in (usual or {}).items()})
     return catalog
 
 

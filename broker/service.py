@@ -497,6 +497,7 @@ class Broker:
 
     def _member(self) -> Member:
         core, now_ms = self._core, self._clock.now_ms()
+        usual_of = core.catalog.usual(now_ms)
         entries, backlog_ms, _ = core.waiting()
         statistics = core.statistics
         return Member(
@@ -516,7 +517,8 @@ class Broker:
                 "dead_letters": statistics.dead_letters,
                 "leads": float(self._leader.leads),
                 "lag": sum(self._reader.lag().values()),
-                **{f"{messages.ROWS_USUAL}{group}": rows for group, rows in core.catalog.rows_usual(now_ms).items()},
+                **{f"{messages.USUAL_ROWS}{group}": usual.rows for group, usual in usual_of.items()},
+                **{f"{messages.USUAL_SLOWNESS}{group}": usual.slowness for group, usual in usual_of.items()},
             },
             wants=core.wants(now_ms),
             served=core.counts.served(),

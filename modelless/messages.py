@@ -164,7 +164,7 @@ class Profile:
     reason: str | None = None
     """Why it failed."""
     load_ms: float = 0.0
-    """Cold: the first time in a fresh process, its libraries imported."""
+    """Cold: the first time in a process that has its libraries imported."""
     load_warm_ms: float = 0.0
     """Again in the same process."""
     memory_bytes: int = 0
@@ -330,8 +330,9 @@ class Served:
     """``changed_ms`` of the labels that were in force: counts of others do not belong together."""
 
 
-ROWS_USUAL = "rows_usual."
-"""Followed by a group's name, in a broker's statistics: rows of the batch that a query joins there, as of late."""
+USUAL_ROWS, USUAL_SLOWNESS = "usual_rows.", "usual_slowness."
+"""Followed by a group's name, in a broker's statistics: rows of the batch that a query joins there, as of late; and the
+living median over the profile's, of what runs there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelless.messages import ROWS_USUAL
+from modelless.messages import USUAL_ROWS, USUAL_SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
         filter(None, labels),
         workers,
         plans.plan,
-        _rows_usual(fleet.brokers()),
+        _usual(fleet.brokers()),
     )
     backlog_ms: dict[str, float] = {}
     for worker in workers:
@@ -138,13 +138,13 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
     return catalog, backlog_ms, states
 
 
-def _rows_usual(brokers: Sequence[Member]) -> dict[str, float]:
-    """Rows of the batch that a query joins, by group, as any of the brokers saw it lately."""
+def _usual(brokers: Sequence[Member]) -> dict[str, tuple[float, float]]:
+    """Rows and slowness that are usual on each group, as any of the brokers saw it lately."""
     return {
-        name.removeprefix(ROWS_USUAL): rows
+        group: (rows, broker.statistics.get(f"{USUAL_SLOWNESS}{group}", 1.0))
         for broker in brokers
         for name, rows in broker.statistics.items()
-        if name.startswith(ROWS_USUAL)
+        if (group := name.removeprefix(USUAL_ROWS)) != name
     }
 
 

@@ -140,15 +140,17 @@ def test_cost_is_that_of_the_batches_that_a_group_runs() -> None:
         return found.model.name
 
     assert cheapest() == "wide"  # nothing runs: the best is assumed
-    catalog.ran("cpu", 1, 0.0)
+    candidate = catalog.candidate("narrow:1/onnx-fp32", "cpu")
+    assert candidate is not None
+    catalog.ran(candidate, 1, 0.0)
     catalog.rank_observed(0.0)
     assert cheapest() == "narrow"
     for _ in range(200):
-        catalog.ran("cpu", 6, 1.0)
+        catalog.ran(candidate, 6, 1.0)
     catalog.rank_observed(1.0)
     assert cheapest() == "wide"
-    assert catalog.rows_usual(1.0) == {"cpu": pytest.approx(6, rel=0.1)}
-    catalog.ran("cpu", 1, 2.0)
+    assert catalog.usual(1.0)["cpu"].rows == pytest.approx(6, rel=0.1)
+    catalog.ran(candidate, 1, 2.0)
     catalog.rank_observed(2.0)
     late = model("late")
     put(catalog, late, profile(late, curve=((1, 1.0), (8, 8.0))))
@@ -157,6 +159,24 @@ def test_cost_is_that_of_the_batches_that_a_group_runs() -> None:
     assert added.cost_per_1000_usual == pytest.approx(added.cost_per_1000(6))
     catalog.rank_observed(2.0 + QUIET_MS + 1)
     assert added.cost_per_1000_usual == pytest.approx(added.cost_per_1000(8))
+
+
+def test_what_has_not_run_is_as_slow_as_what_has() -> None:
+    catalog = Catalog()
+    first, second = model("first"), model("second")
+    put(catalog, first, profile(first, curve=((1, 2.0),)))
+    put(catalog, second, profile(second, curve=((1, 3.0),)))
+    ran, unknown = (catalog.candidate(f"{name}:1/onnx-fp32", "cpu") for name in ("first", "second"))
+    assert ran is not None
+    assert unknown is not None
+    ran.table.scale, ran.table.observed_ms = 2.0, 0.0
+    catalog.ran(ran, 1, 0.0)
+    catalog.rank_observed(0.0)
+    assert (ran.lat_ms(1), unknown.lat_ms(1)) == (4.0, pytest.approx(6.0))
+    unknown.table.scale, unknown.table.observed_ms = 1.1, 1.0  # now it is known: whatever slows the other, not this
+    catalog.ran(unknown, 1, 1.0)
+    catalog.rank_observed(1.0)
+    assert unknown.lat_ms(1) == pytest.approx(3.3)
 
 
 @given(st.integers(1, 3000), st.floats(0.2, 5.0))

@@ -90,7 +90,7 @@ class Life:
         if self.candidates:
             candidate = self.draw.choice(self.candidates)
             candidate.table.scale = self.draw.choice((0.5, 1.0, 3.0))
-            if candidate.learned:
+            if candidate.is_outdated(None, 0.0):
                 self.target.ranking.remove(candidate)
                 candidate.sample()
                 self.target.ranking.add(candidate)
