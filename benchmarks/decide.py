@@ -13,7 +13,8 @@ random, all preferences, all of ``on_miss``, 1 to 64 rows. What is timed, query 
 * **update**: ``put_profile`` of one variant, with other latencies, accuracy and cost, and the next decision.
 
 Each round draws its own queries; the table gives the median of the rounds' figures. Times are of the thread's
-processor, less what reading that clock takes, so that whoever shares the machine counts as little as possible.
+processor, less what reading that clock takes, so that whoever shares the machine counts as little as possible. The
+garbage collector is set as a broker sets it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from broker.ledger import Address, Entry, Source
 from broker.selector import Chosen
 from modelless import frames
 from modelless.messages import ON_MISS, PREFERENCES, BatchTime, Evaluation, ModelVersion, Profile, Query, RecordId
+from modelless.process import settle
 from modelless.tensors import Tensor, TensorSpec
 
 TOPIC, TASK = "modelless.queries", "t"
@@ -180,6 +182,7 @@ def percentile(values: list[float], share: float) -> float:
 def measure(variants: int, decisions: int, seed: int) -> dict[str, float]:
     draw = random.Random(seed)
     system = System(variants, draw)
+    settle()
     timed(system.decide, [system.entry() for _ in range(1000)])
     entries = [system.entry() for _ in range(decisions)]
     decide = timed(system.decide, entries)

@@ -86,7 +86,7 @@ class Candidate:
         low_ms = self.lat_sampled_ms[index]
         if index == len(SIZES) - 1:
             return low_ms * share
-        return low_ms + (self.lat_sampled_ms[index + 1] - low_ms) * share
+        return low_ms * (1.0 - share) + self.lat_sampled_ms[index + 1] * share
 
     def cost_per_1000(self, rows: int) -> float:
         """Predicted USD per 1,000 rows in batches of ``rows``."""

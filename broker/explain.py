@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from broker.catalog import Candidate, Catalog, Target
 from broker.ledger import Address, Entry, Source
-from broker.ranking import NEVER
 from broker.selector import Backlog, Choice, Chosen, Parked, Refused, Selector
 from broker.usual import Usual
 from broker.versions import Loaded
+from broker.view import NEVER
 from modelless.messages import (
     Condition,
     Correction,

@@ -11,13 +11,14 @@ else could answer, the choice names it as *wanted*, which the brokers tell the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.ranking import AT_ALL, IDLE, NEVER, NOT_LOADED, SOME_LOADED, Class, Ranking
+from broker.ranking import Ranking
+from broker.view import NEVER, UNLOADED, Bound
 from modelless.messages import Prefer
 
 Backlog = Callable[[str, Entry, float], float]
@@ -81,14 +82,18 @@ class Selector:
         slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
         if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
-        classes = ranking.classes
-        ahead_ms = {group: backlog(group, entry, now_ms) for group in ranking.groups}
-        view = ranking.view(query.prefer, entry.rows)
-        found = view.best(classes, ahead_ms, floor, cost_max, slack_ms, entry.refused_by)
+        bounds: list[Bound] = []
+        of, ahead_ms = "", 0.0
+        for class_id, group, workers in ranking.classes:
+            if group != of:
+                of, ahead_ms = group, backlog(group, entry, now_ms)
+            wait_ms = ahead_ms / workers
+            bounds.append((class_id, wait_ms, slack_ms - wait_ms))
+        found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
         if found is not None and not (wanting and ranking.unloaded):
             return Chosen(found)
-        asked = Asked(entry, ranking, ahead_ms, floor, cost_max, slack_ms)
-        wanted = asked.wanted(query.prefer, found, floor, asked.latency_ms) if ranking.unloaded else None
+        asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
+        wanted = asked.wanted(query.prefer, found, floor, asked.latency_ms)
         choice = Chosen(found, (), wanted) if found is not None else asked.missed(wanted)
         return choice if wanting or not isinstance(choice, Chosen) else Chosen(choice.candidate, choice.missed)
 
@@ -105,65 +110,70 @@ class Asked:
         self,
         entry: Entry,
         ranking: Ranking,
-        ahead_ms: Mapping[str, float],
+        bounds: Sequence[Bound],
         floor: float,
         cost_max: float,
         slack_ms: float,
     ) -> None:
-        self._entry, self._ranking, self._ahead_ms = entry, ranking, ahead_ms
+        self._entry, self._ranking, self._bounds = entry, ranking, bounds
         self._floor, self._cost_max, self._slack_ms = floor, cost_max, slack_ms
         deadline_ms = entry.latency_deadline_ms
         self.latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
         """What it may take from its log time: by that it is feasible or not."""
 
+    def _best(self, prefer: Prefer, bounds: Sequence[Bound], floor: float) -> Candidate | None:
+        entry = self._entry
+        return self._ranking.best(prefer, entry.rows, bounds, floor, self._cost_max, entry.refused_by)
+
+    def _taking(self, lat_ms_max: float) -> list[Bound]:
+        """What is loaded, behind what comes before it, if it takes at most so long itself."""
+        return [(class_id, wait_ms, lat_ms_max) for class_id, wait_ms, _ in self._bounds]
+
     def wanted(self, prefer: Prefer, chosen: Candidate | None, floor: float, latency_ms: float) -> Candidate | None:
         """The best of what nobody has loaded, if it meets these limits and is better than what is chosen."""
-        candidate = self._possible(prefer, NOT_LOADED, floor, latency_ms)
+        if not self._ranking.unloaded:
+            return None
+        candidate = self._best(prefer, ((UNLOADED, 0.0, latency_ms),), floor)
         if candidate is None or chosen is None:
             return candidate
         rows = self._entry.rows
         return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
 
-    def _in_time(self, prefer: Prefer, floor: float, slack_ms: float) -> Candidate | None:
-        """The best of what is loaded."""
-        entry, ranking = self._entry, self._ranking
-        view = ranking.view(prefer, entry.rows)
-        return view.best(ranking.classes, self._ahead_ms, floor, self._cost_max, slack_ms, entry.refused_by)
-
-    def _possible(self, prefer: Prefer, classes: Sequence[Class], floor: float, latency_ms: float) -> Candidate | None:
-        """The best of what would meet these limits if nothing came before it."""
-        entry = self._entry
-        view = self._ranking.view(prefer, entry.rows)
-        return view.best(classes, IDLE, floor, self._cost_max, latency_ms, entry.refused_by)
-
-    def _exists(self, floor: float, latency_ms: float) -> bool:
-        """Whether anything, loaded or not, meets these limits and the one on cost."""
-        view = self._ranking.view(self._entry.query.prefer, self._entry.rows)
-        return view.best(AT_ALL, IDLE, floor, self._cost_max, latency_ms) is not None
-
     def missed(self, wanted: Candidate | None) -> Choice:
         """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""
         prefer, on_miss = self._entry.query.prefer, self._entry.query.on_miss
-        feasible = wanted is not None or self._exists(self._floor, self.latency_ms)
+        fastest = self._fastest(self._floor)
+        feasible = self._quick(fastest)
         if on_miss == "late" and feasible:
-            return _chosen(self._in_time("latency", self._floor, NEVER), wanted)
-        if on_miss == "late" and self._exists(self._floor, NEVER):
-            found = self._in_time(prefer, self._floor, NEVER)
+            return _chosen(self._best("latency", self._taking(NEVER), self._floor), wanted)
+        if on_miss == "late" and fastest is not None:
+            found = self._best(prefer, self._taking(NEVER), self._floor)
             return _chosen(found, self.wanted(prefer, found, self._floor, NEVER))
-        if on_miss == "degrade" and (feasible or self._exists(-NEVER, self.latency_ms)):
-            return self._degraded(wanted)
+        if on_miss == "degrade":
+            if not feasible:
+                fastest = self._fastest(-NEVER)
+            if self._quick(fastest):
+                return self._degraded(wanted)
         if feasible:
             return self._overloaded(wanted)
-        return Refused("FAILED_PRECONDITION", self._nearest())
+        return Refused("FAILED_PRECONDITION", self._nearest(fastest))
+
+    def _fastest(self, floor: float) -> Candidate | None:
+        """Of all, loaded or not, that is this accurate and affordable."""
+        return self._ranking.fastest(self._entry.rows, floor, self._cost_max)
+
+    def _quick(self, candidate: Candidate | None) -> bool:
+        """Whether it is there and could be met if nothing came before it."""
+        return candidate is not None and candidate.lat_ms(self._entry.rows) <= self.latency_ms
 
     def _degraded(self, wanted: Candidate | None) -> Choice:
         """The most accurate that will be in time; it is below the floor, since above it none is."""
-        found = self._in_time("accuracy", -NEVER, self._slack_ms)
+        found = self._best("accuracy", self._bounds, -NEVER)
         wanted = wanted or self.wanted("accuracy", found, -NEVER, self.latency_ms)
         if found is not None:
             return Chosen(found, ("accuracy",), wanted)
-        view = self._ranking.view("accuracy", self._entry.rows)
-        if view.best(SOME_LOADED, IDLE, -NEVER, self._cost_max, self.latency_ms) is None:
+        ranking, rows = self._ranking, self._entry.rows
+        if ranking.best("accuracy", rows, self._taking(self.latency_ms), -NEVER, self._cost_max) is None:
             return Parked(wanted)
         return Refused("DEADLINE_EXCEEDED", "under the present load no variant would answer in time", None, wanted)
 
@@ -171,10 +181,12 @@ class Asked:
         """When it would have been in time, had it come so much earlier, is when to come back."""
         rows = self._entry.rows
         late_ms = NEVER
-        for class_id, group, workers in self._ranking.classes:
-            found = self._possible("latency", (Class(class_id, "", 1),), self._floor, self.latency_ms)
-            if found is not None:
-                late_ms = min(late_ms, self._ahead_ms[group] / workers + found.lat_ms(rows) - self._slack_ms)
+        soonest = self._best("latency", self._taking(self.latency_ms), self._floor)
+        if soonest is not None:
+            own = soonest.group, soonest.workers
+            classes = zip(self._ranking.classes, self._bounds, strict=True)
+            (wait_ms,) = [wait_ms for each, (_, wait_ms, _) in classes if (each.group, each.workers) == own]
+            late_ms = wait_ms + soonest.lat_ms(rows) - self._slack_ms
         for refused in self._entry.refused_by:  # its turn came too late this time
             if isinstance(refused, Candidate) and refused.workers:
                 late_ms = min(late_ms, refused.lat_ms(rows))
@@ -182,23 +194,22 @@ class Asked:
             return Parked(wanted)
         return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms, wanted)
 
-    def _nearest(self) -> str:
-        """What is feasible next to what was asked for, in words."""
+    def _nearest(self, fastest: Candidate | None) -> str:
+        """What is feasible next to what was asked for, in words; ``fastest`` of what meets all but the latency."""
         ranking, rows = self._ranking, self._entry.rows
         floor = -NEVER if self._entry.query.on_miss == "degrade" else self._floor
-        (most,) = ranking.ordered("accuracy", rows, 1)
-        if most.accuracy_low < floor:
+        if ranking.accuracy_best < floor:
+            most = ranking.most_accurate()
+            assert most is not None
             return f"no variant has accuracy >= {floor:.4g}; the most accurate, {most.variant}, has {_accuracy(most)}"
         limits = [f"accuracy >= {floor:.4g}"] if floor > -NEVER else []
-        least = ranking.view("cost", rows).best(AT_ALL, IDLE, floor, NEVER, NEVER)
-        assert least is not None
-        if least.cost_per_1000_usual > self._cost_max:
+        if fastest is None:
+            least = ranking.cheapest(floor)
+            assert least is not None
             return (
                 f"no variant{_with(limits)} costs at most {self._cost_max:.3g} USD per 1,000; "
                 f"the cheapest, {least.variant}, costs {least.cost_per_1000_usual:.3g}"
             )
-        fastest = ranking.view("latency", rows).best(AT_ALL, IDLE, floor, self._cost_max, NEVER)
-        assert fastest is not None
         if self._cost_max < NEVER:
             limits.append(f"cost <= {self._cost_max:.3g}")
         needs = f"needs {fastest.lat_ms(rows):.3g} ms for {rows} row(s)"

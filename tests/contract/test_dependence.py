@@ -41,6 +41,7 @@ PURE = frozenset(
         "broker.tally",
         "broker.usual",
         "broker.versions",
+        "broker.view",
         "broker.wants",
         "broker.worth",
         "modelless.accuracy",

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.catalog import SCALE_STEP, TARGETS_MAX, Catalog, Target, match_inputs
-from broker.ranking import AT_ALL, IDLE, NEVER, SIZES
+from broker.ranking import SIZES
 from broker.usual import QUIET_MS
+from broker.view import NEVER
 from modelless.messages import Correction, Evaluation, ModelVersion, Profile, Query
 from modelless.tensors import Tensor, TensorSpec
 
@@ -103,7 +104,7 @@ def test_candidates_are_ranked_anew_when_their_tables_have_learned_enough() -> N
     assert target is not None
 
     def fastest() -> str:
-        found = target.ranking.view("latency", 1).best(AT_ALL, IDLE, 0, NEVER, NEVER)
+        found = target.ranking.fastest(1, 0, NEVER)
         assert found is not None
         return found.model.name
 
@@ -135,7 +136,7 @@ def test_cost_is_that_of_the_batches_that_a_group_runs() -> None:
     assert target is not None
 
     def cheapest() -> str:
-        found = target.ranking.view("cost", 1).best(AT_ALL, IDLE, 0, NEVER, NEVER)
+        found = target.ranking.cheapest(0)
         assert found is not None
         return found.model.name
 

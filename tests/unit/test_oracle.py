@@ -3,22 +3,26 @@
 The oracle looks at every candidate and knows nothing of orders, sets and classes. The ranking has lived before it is
 asked: candidates came and went, were loaded and unloaded, and learned other latencies.
 
-Bugs that were planted one by one in :mod:`broker.ranking` and :mod:`broker.selector`, and found here: take a whole
-bucket for what is within a limit, or one bucket too few; forget the views; let one worker's backlog count for two;
-leave in what was removed, or out what came since a view was made; trust the first guess although it has to wait;
-ignore who refused; let time pass before the log time.
+Bugs that were planted one by one in :mod:`broker.ranking`, :mod:`broker.view` and :mod:`broker.selector`, and found
+here: one bucket too few for what is within a limit, or a whole bucket taken for it; keep a view of fronts that have
+changed; leave in the front who went; forget whom who went had dominated; let one worker's backlog count for two; look
+among the fronts only although somebody refused; let time pass before the log time; confuse what is not loaded with a
+class; stop at the first class that answers.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from operator import le
 from typing import Any
+from unittest.mock import patch
 
 from broker_builders import entry, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker import ranking, view
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.profiles import LatencyTable
@@ -239,7 +243,36 @@ class Oracle:
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.one_of(st.integers(1, 12), st.integers(1, 500)), st.booleans())
 def test_the_choice_is_the_oracles(seed: int, number: int, coarse: bool) -> None:
-    life = Life(seed, number, coarse)
+    assert_oracles(Life(seed, number, coarse))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 200), st.booleans(), st.integers(1, 40))
+def test_it_is_however_large_the_fronts(seed: int, number: int, coarse: bool, most: int) -> None:
+    """What is done for thousands that nobody dominates, done for a few."""
+    with (
+        patch.multiple(view, EXACT_MAX=most, BUCKETS_MAX=1 + most // 2),
+        patch.multiple(ranking, EXACT_MAX=most, FRONT_MAX=most // 2, BLOCK=1 + most // 4, SCANS_MAX=1),
+    ):
+        assert_oracles(Life(seed, number, coarse))
+
+
+def assert_oracles(life: Life) -> None:
     for _ in range(8):
         asked, choice = life.ask()
         Oracle(life, asked).check(choice)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 300), st.booleans())
+def test_the_front_is_what_no_other_one_of_its_class_dominates(seed: int, number: int, coarse: bool) -> None:
+    life = Life(seed, number, coarse)
+    ranked = life.target.ranking
+    assert ranked.fastest(1, -INF, INF) is not None
+    front = {c for slots in ranked._fronts.values() for c in ranked._candidates[slots].tolist()}
+    class_of = lambda c: (c.workers, c.group if c.workers else "")  # noqa: E731
+    losses = {c: (-c.accuracy_low, c.cost_per_1000_usual, *c.lat_sampled_ms) for c in life.candidates}
+    for each in life.candidates:
+        rivals = [c for c in front if c is not each and class_of(c) == class_of(each)]
+        dominated = any(all(map(le, losses[c], losses[each])) for c in rivals)
+        assert dominated == (each not in front)
