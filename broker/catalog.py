@@ -26,6 +26,9 @@ SCALE_STEP = 0.03
 """By how much what is observed has to differ from what a candidate is ranked by."""
 ROWS_STEP = 0.25
 """The same for the rows of its group's batches."""
+OWN_SCALE = 1.5
+"""A variant is slower, or quicker, than what runs beside it, when it is so by more than this factor; less is noise, and
+would make queries wander between variants that are nearly as good, in small batches."""
 RANKED_MAX = 256
 """Candidates that are ranked anew in one turn; the others in the next ones."""
 TARGETS_MAX = 1_000
@@ -76,9 +79,12 @@ class Candidate:
         return abs(usual.rows - self.usual.rows) > ROWS_STEP * self.usual.rows
 
     def _living_scale(self, usual: Usual | None, now_ms: float) -> float:
-        """Its own if it ran lately, else that of what did."""
-        own = usual is None or now_ms - self.table.observed_ms <= QUIET_MS
-        return self.table.scale if own or usual is None else usual.slowness
+        """Its group's, which keeps the profiles' order; its own where it ran lately and that is something else."""
+        own = self.table.scale
+        if usual is None:
+            return own
+        differs = max(own / usual.slowness, usual.slowness / own) > OWN_SCALE
+        return own if differs and now_ms - self.table.observed_ms <= QUIET_MS else usual.slowness
 
     def lat_ms(self, rows: int) -> float:
         """lat(rows) as it is chosen by."""

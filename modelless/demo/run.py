@@ -23,7 +23,7 @@ from modelless.demo.family import Family, prepare
 from modelless.demo.load import Driven, Load, ask_of
 from modelless.demo.measured import measured, register_family
 from modelless.demo.plot import plot
-from modelless.demo.scenario import Policy, Scenario
+from modelless.demo.scenario import Arrival, Policy, Scenario
 from modelless.demo.system import BUILDERS, System, write_config
 from modelless.demo.verify import Count, Verifier
 from modelless.plot import plot_variants
@@ -137,18 +137,20 @@ async def _drive(
         load = Load(client, family.queries)
         with _progress(console) as progress:
 
-            async def drive(policy: Policy) -> Driven:
-                bar = progress.add_task(policy.name, total=len(arrivals))
+            async def drive(policy: Policy, name: str, arrivals: Sequence[Arrival]) -> Driven:
+                bar = progress.add_task(name, total=len(arrivals))
                 await load.warm_up([ask_of(kind, policy) | {"latency_ms_max": WARM_UP_MS} for kind in plan.classes])
                 part = await load.drive(plan, policy, arrivals, lambda done: progress.update(bar, completed=done))
                 await asyncio.sleep(_PAUSE_S)
                 system.check()
                 return part
 
-            driven = [(policy, await drive(policy)) for policy in plan.policies]
+            # Kafka's Java has hardly run yet: whoever came first would pay for its compiling
+            await drive(plan.policies[0], "rehearsal, not counted below", arrivals[: len(arrivals) // 2])
+            driven = [(policy, await drive(policy, policy.name, arrivals)) for policy in plan.policies]
             ours = report.figures(driven[0][1].answers, plan.classes, plan.policies[:1])
             last = scenario.oracle(plan, {row.kind: row.batch_rows for row in ours if row.batch_rows is not None})
-            driven.append((last, await drive(last)))
+            driven.append((last, await drive(last, last.name, arrivals)))
         console.rule("5. counting replies in Kafka", align="left")
         count = await verifier.count(client.id, load.submitted)
         console.print(count.describe(), style="green" if count.is_exact else "bold red")
