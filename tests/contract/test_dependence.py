@@ -2,6 +2,7 @@
 
 * ``modelless`` imports neither ``broker`` nor ``workers``, but for the command's modules, inside functions;
 * ``broker`` and ``workers`` import ``modelless`` and themselves, never each other;
+* ``simulator`` plays the pure modules of all of them, and nobody imports it but the command's modules;
 * pure modules import the standard library, numpy, msgpack and other pure modules; no event loop and no clock;
 * a client and ``--help`` need no extra.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("modelless", "broker", "workers")
+OURS = ("modelless", "broker", "workers", "simulator")
 SOURCES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 PURE = frozenset(
@@ -117,9 +118,16 @@ def packages(path: Path, *, lazy: bool) -> set[str]:
 def forbidden(path: Path) -> set[str]:
     """Our packages that the module at ``path`` imports and may not."""
     package, *rest = path.relative_to(ROOT).parts
+    if package == "simulator":
+        return {name for name in imports(ast.parse(path.read_text()), lazy=True) if is_impure_of_others(name)}
     if package != "modelless":
         return packages(path, lazy=True) & (set(OURS) - {package, "modelless"})
-    return packages(path, lazy=rest[0] != "commands") & {"broker", "workers"}
+    return packages(path, lazy=rest[0] != "commands") & {"broker", "workers", "simulator"}
+
+
+def is_impure_of_others(name: str) -> bool:
+    """Of a broker's or a worker's modules, one that is not pure."""
+    return name.partition(".")[0] in {"broker", "workers"} and not {name, name.rpartition(".")[0]} & PURE
 
 
 def clock_calls(tree: ast.AST) -> list[str]:

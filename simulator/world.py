@@ -1,0 +1,331 @@
+"""Virtual time, devices and the rules of physics; a policy decides everything else.
+
+The rules, the same for whoever decides: a device runs one batch at a time, of a variant that is loaded there, no
+larger than profiled, and never faster than its profile; a load takes its time beside what runs, one load at a time on
+a worker; what is loaded or being loaded fits into the worker's memory. To break one is the policy's error, and raises.
+
+A policy is told what happens (:class:`Policy`) and acts through the world: :meth:`World.run`, :meth:`World.load`,
+:meth:`World.unload`, :meth:`World.refuse`, :meth:`World.expire`, :meth:`World.at`. Time stands still while it does.
+
+A batch takes the median of the next larger profiled size; where the profile has a tail it is drawn from a lognormal
+distribution with that median and that 99th percentile, cut off below the median.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from math import exp, log
+from typing import Protocol
+
+import numpy as np
+
+from simulator.facts import INF, MS_PER_HOUR, GroupSpec, Placement, Portfolio, SimulatedQuery, VariantProfile
+
+Z99 = 2.3263478740408408
+"""99th percentile of the standard normal distribution."""
+_DRAWS = 4096
+
+
+class PolicyError(AssertionError):
+    """A policy asked for what no device can do."""
+
+
+@dataclass(slots=True)
+class Running:
+    variant: VariantProfile
+    queries: Sequence[SimulatedQuery]
+    start_ms: float
+    end_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """One worker."""
+
+    name: str
+    group: str
+    memory_mb_max: float
+    price_per_hour: float
+    loaded: set[str] = field(default_factory=set)
+    loading: list[str] = field(default_factory=list)
+    """In this order; the first one is on its way."""
+    running: Running | None = None
+    alive: bool = True
+    life: int = 0
+    """How often it was lost."""
+    factor: float = 1.0
+    """By how much it is slower than its profile."""
+    busy_ms: float = 0.0
+    rented_from_ms: float = 0.0
+    rented_ms: float = 0.0
+    bill_usd: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.alive and self.running is None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A variant was loaded on a worker; ``end_ms`` is when it was ready."""
+
+    worker: str
+    variant: str
+    start_ms: float
+    end_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something goes wrong at an instant. ``worker`` names whom it happens to.
+
+    ``lost``: gone, with what it ran; ``back``: there again, with nothing loaded; ``slow``: ``value`` times slower;
+    ``price``: all workers of the group of ``worker`` (a group's name) cost ``value`` USD per hour.
+    """
+
+    at_ms: float
+    kind: str
+    worker: str
+    value: float = 1.0
+
+
+class Policy(Protocol):
+    """Who decides. Every method is called at the instant that it happens."""
+
+    name: str
+
+    def start(self, world: World) -> None:
+        """Before the first event."""
+
+    def arrived(self, query: SimulatedQuery) -> None: ...
+
+    def ran(self, device: Device, batch: Running) -> None:
+        """Its queries have their outcomes; the device is idle."""
+
+    def loaded(self, device: Device, variant: str) -> None: ...
+
+    def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
+        """The device is gone; ``queries`` ran there and have no outcome: run them again elsewhere, or give them up."""
+
+    def back(self, device: Device) -> None: ...
+
+
+class World:
+    """One simulation of one policy.
+
+    Args:
+        queries: sorted and numbered by arrival; their outcomes are written into them.
+        placement: what is loaded at time 0, for nothing; workers that are not named begin empty.
+        truth: by (variant, group), how much slower it really is than its profile says.
+        intake_ms: from a query's log time until the policy sees it.
+        reply_ms: from the end of a batch until its replies are out; in time is who is out before the deadline.
+        timer_late_ms: timers are late by up to so much.
+    """
+
+    def __init__(
+        self,
+        fleet: Sequence[GroupSpec],
+        portfolio: Portfolio,
+        queries: Sequence[SimulatedQuery],
+        *,
+        seed: int = 0,
+        placement: Placement | None = None,
+        faults: Sequence[Fault] = (),
+        truth: dict[tuple[str, str], float] | None = None,
+        intake_ms: float = 0.0,
+        reply_ms: float = 0.0,
+        timer_late_ms: float = 0.0,
+    ) -> None:
+        self.fleet, self.portfolio, self.queries = fleet, portfolio, queries
+        self.intake_ms, self.reply_ms, self.timer_late_ms = intake_ms, reply_ms, timer_late_ms
+        self.now_ms = 0.0
+        self.devices = {
+            name: Device(name, spec.name, spec.memory_mb, spec.price_per_hour)
+            for spec in fleet
+            for name in spec.worker_names
+        }
+        self.loads: list[Load] = []
+        self.random = np.random.default_rng(seed)
+        self._normals: list[float] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = count()
+        self._faults = sorted(faults, key=lambda fault: fault.at_ms)
+        self._truth = truth or {}
+        self._policy: Policy | None = None
+        self._open = len(queries)
+        for worker, variants in (placement or {}).items():
+            for variant in variants:
+                self._check_fits(self.devices[worker], variant)
+                self.devices[worker].loaded.add(variant)
+
+    # --- what a policy may do -------------------------------------------------------------------------------------
+
+    def at(self, at_ms: float, event: Callable[[], None]) -> None:
+        """Call ``event`` then, or a little later if timers are late."""
+        late_ms = self.random.uniform(0.0, self.timer_late_ms) if self.timer_late_ms else 0.0
+        heappush(self._events, (max(at_ms, self.now_ms) + late_ms, next(self._sequence), event))
+
+    def run(self, device: Device, variant: str, queries: Sequence[SimulatedQuery]) -> Running:
+        """Start a batch on an idle device."""
+        profile = self.portfolio.by_key.get((variant, device.group))
+        if profile is None or variant not in device.loaded:
+            raise PolicyError(f"{variant} is not loaded on {device.name}")
+        if not device.idle:
+            raise PolicyError(f"{device.name} is not idle")
+        if not 0 < len(queries) <= profile.rows_max:
+            raise PolicyError(f"a batch of {len(queries)} of {variant}: 1 to {profile.rows_max} are profiled")
+        index = profile.size_for(len(queries))
+        p50_ms, p99_ms = profile.p50_ms[index], profile.p99_ms[index]
+        execute_ms = p50_ms * device.factor * self._truth.get(profile.key, 1.0)
+        if p99_ms > p50_ms:
+            execute_ms *= max(1.0, exp(log(p99_ms / p50_ms) / Z99 * self._normal()))
+        running = Running(profile, queries, self.now_ms, self.now_ms + execute_ms)
+        device.running = running
+        heappush(self._events, (running.end_ms, next(self._sequence), lambda: self._ran(device, running)))
+        return running
+
+    def load(self, device: Device, variant: str) -> None:
+        """Begin to load, after what is being loaded there. Nothing happens if it is loaded, or will be."""
+        if variant in device.loaded or variant in device.loading or not device.alive:
+            return
+        self._check_fits(device, variant)
+        device.loading.append(variant)
+        if len(device.loading) == 1:
+            self._load_next(device)
+
+    def unload(self, device: Device, variant: str) -> None:
+        """At once; not while it runs."""
+        if device.running is not None and device.running.variant.variant == variant:
+            raise PolicyError(f"{variant} runs on {device.name}")
+        device.loaded.discard(variant)
+        if variant in device.loading[1:]:
+            device.loading.remove(variant)
+
+    def free_mb(self, device: Device) -> float:
+        """Memory of the worker that nothing has."""
+        by_key, group = self.portfolio.by_key, device.group
+        return device.memory_mb_max - sum(by_key[v, group].memory_mb for v in (*device.loaded, *device.loading))
+
+    def refuse(self, query: SimulatedQuery) -> None:
+        """Answered at once that it cannot be met."""
+        self._settle(query, "refused")
+
+    def expire(self, query: SimulatedQuery) -> None:
+        """Given up: its deadline passed, or will have."""
+        self._settle(query, "expired")
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def play(self, policy: Policy) -> None:
+        """From 0 until every query has an outcome. Who has none when nothing more can happen has expired."""
+        self._policy = policy
+        for fault in self._faults:
+            heappush(self._events, (fault.at_ms, next(self._sequence), lambda fault=fault: self._fault(fault)))  # type: ignore[misc]
+        policy.start(self)
+        events, queries = self._events, self.queries
+        index, total, intake_ms = 0, len(queries), self.intake_ms
+        end_ms = max((q.deadline_ms for q in queries if q.deadline_ms < INF), default=0.0)
+        end_ms = max(end_ms, queries[-1].arrival_ms if queries else 0.0) + 3_600_000
+        while self._open:
+            next_ms = queries[index].arrival_ms + intake_ms if index < total else INF
+            if events and events[0][0] <= next_ms:
+                self.now_ms, _, event = heappop(events)
+                if self.now_ms > end_ms:
+                    break
+                event()
+            elif index < total:
+                self.now_ms = next_ms
+                policy.arrived(queries[index])
+                index += 1
+            else:
+                break
+        for query in queries:
+            if query.outcome is None:
+                self.expire(query)
+        for device in self.devices.values():
+            self._bill(device)
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def _ran(self, device: Device, running: Running) -> None:
+        if device.running is not running:
+            return  # it was lost meanwhile
+        device.running = None
+        device.busy_ms += running.end_ms - running.start_ms
+        profile, rows = running.variant, len(running.queries)
+        out_ms = running.end_ms + self.reply_ms
+        for query in running.queries:
+            query.worker, query.variant, query.accuracy = device.name, profile.variant, profile.accuracy
+            query.start_ms, query.end_ms, query.batch = running.start_ms, running.end_ms, rows
+            self._settle(query, "in_time" if out_ms <= query.deadline_ms else "late")
+        assert self._policy is not None
+        self._policy.ran(device, running)
+
+    def _load_next(self, device: Device) -> None:
+        variant, start_ms, life = device.loading[0], self.now_ms, device.life
+        load_ms = self.portfolio.by_key[variant, device.group].load_ms
+
+        def ready() -> None:
+            if device.life != life:
+                return  # it was lost meanwhile
+            device.loading.pop(0)
+            device.loaded.add(variant)
+            self.loads.append(Load(device.name, variant, start_ms, self.now_ms))
+            if device.loading:
+                self._load_next(device)
+            assert self._policy is not None
+            self._policy.loaded(device, variant)
+
+        heappush(self._events, (start_ms + load_ms, next(self._sequence), ready))
+
+    def _fault(self, fault: Fault) -> None:
+        assert self._policy is not None
+        if fault.kind == "price":
+            for device in self.devices.values():
+                if device.group == fault.worker:
+                    self._bill(device)
+                    device.price_per_hour = fault.value
+            return
+        device = self.devices[fault.worker]
+        if fault.kind == "slow":
+            device.factor = max(1.0, fault.value)
+        elif fault.kind == "lost" and device.alive:
+            self._bill(device)
+            queries = device.running.queries if device.running is not None else ()
+            device.alive, device.running = False, None
+            device.life += 1
+            device.loaded.clear()
+            device.loading.clear()
+            self._policy.lost(device, queries)
+        elif fault.kind == "back" and not device.alive:
+            device.alive, device.factor, device.rented_from_ms = True, 1.0, self.now_ms
+            self._policy.back(device)
+
+    def _bill(self, device: Device) -> None:
+        """What it cost since the last bill."""
+        if device.alive:
+            rented_ms = self.now_ms - device.rented_from_ms
+            device.rented_ms += rented_ms
+            device.bill_usd += rented_ms * device.price_per_hour / MS_PER_HOUR
+            device.rented_from_ms = self.now_ms
+
+    def _settle(self, query: SimulatedQuery, outcome: str) -> None:
+        if query.outcome is not None:
+            raise PolicyError(f"query {query.index} has two outcomes: {query.outcome}, {outcome}")
+        query.outcome = outcome  # type: ignore[assignment]
+        self._open -= 1
+
+    def _check_fits(self, device: Device, variant: str) -> None:
+        profile = self.portfolio.by_key.get((variant, device.group))
+        if profile is None:
+            raise PolicyError(f"{variant} has no profile on {device.group}")
+        if profile.memory_mb > self.free_mb(device) + 1e-9:
+            raise PolicyError(f"{variant} does not fit on {device.name}")
+
+    def _normal(self) -> float:
+        if not self._normals:
+            self._normals = self.random.standard_normal(_DRAWS).tolist()
+        return self._normals.pop()

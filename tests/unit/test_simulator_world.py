@@ -1,0 +1,177 @@
+"""The rules of physics hold, and break those who break them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from simulator.facts import GroupSpec, Portfolio, SimulatedQuery, VariantProfile, sorted_queries
+from simulator.world import Device, Fault, PolicyError, Running, World
+
+FAST = VariantProfile("t", "m", "fast", "gpu", 0.7, 100.0, 400.0, (1, 4), (10.0, 20.0), (10.0, 20.0))
+GOOD = VariantProfile("t", "m", "good", "gpu", 0.9, 50.0, 700.0, (1, 4), (40.0, 80.0), (40.0, 80.0))
+FLEET = (GroupSpec("gpu", 2, 1000.0, 3.6),)
+
+
+class Script:
+    """Does what it is told, when it is told."""
+
+    name = "script"
+
+    def __init__(self, on_arrival: Callable[[World, SimulatedQuery], None] | None = None) -> None:
+        self.on_arrival = on_arrival
+        self.heard: list[tuple[float, str]] = []
+
+    def start(self, world: World) -> None:
+        self.world = world
+
+    def arrived(self, query: SimulatedQuery) -> None:
+        if self.on_arrival is not None:
+            self.on_arrival(self.world, query)
+
+    def ran(self, device: Device, batch: Running) -> None:
+        self.heard.append((self.world.now_ms, f"ran {device.name}"))
+
+    def loaded(self, device: Device, variant: str) -> None:
+        self.heard.append((self.world.now_ms, f"loaded {variant}"))
+
+    def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
+        self.heard.append((self.world.now_ms, f"lost {len(queries)}"))
+        for query in queries:
+            self.world.expire(query)
+
+    def back(self, device: Device) -> None:
+        self.heard.append((self.world.now_ms, f"back {device.name}"))
+
+
+def world(queries: Sequence[SimulatedQuery] = (), *, placement: bool = True, **more: object) -> World:
+    loaded = {"gpu-0": ["fast"], "gpu-1": ["fast"]} if placement else None
+    return World(FLEET, Portfolio((FAST, GOOD)), queries, placement=loaded, **more)  # type: ignore[arg-type]
+
+
+def queries(*arrivals_ms: float, latency_ms_max: float = 50.0) -> list[SimulatedQuery]:
+    return sorted_queries(SimulatedQuery(0, "t", each, latency_ms_max) for each in arrivals_ms)
+
+
+def run_at_once(on: World, query: SimulatedQuery) -> None:
+    on.run(on.devices["gpu-0"], "fast", [query])
+
+
+def test_a_batch_takes_the_time_of_the_next_larger_profiled_size() -> None:
+    asked = queries(5.0, 6.0, 7.0)
+
+    def together(on: World, query: SimulatedQuery) -> None:
+        if query.index == 2:
+            on.run(on.devices["gpu-1"], "fast", asked)
+
+    played = world(asked)
+    played.play(Script(together))
+    assert [(q.start_ms, q.end_ms, q.batch, q.outcome) for q in asked] == [(7.0, 27.0, 3, "in_time")] * 3
+    assert played.devices["gpu-1"].busy_ms == 20.0
+
+
+def test_late_is_who_is_out_after_the_deadline() -> None:
+    asked = queries(0.0, latency_ms_max=10.5)
+    world(asked, reply_ms=1.0).play(Script(run_at_once))
+    assert asked[0].outcome == "late"
+    asked = queries(0.0, latency_ms_max=10.5)
+    world(asked, reply_ms=0.5).play(Script(run_at_once))
+    assert asked[0].outcome == "in_time"
+
+
+def test_who_is_never_run_has_expired() -> None:
+    asked = queries(1.0)
+    world(asked).play(Script())
+    assert asked[0].outcome == "expired"
+
+
+@pytest.mark.parametrize(
+    ("variant", "rows", "why"),
+    [("good", 1, "not loaded"), ("nothing", 1, "not loaded"), ("fast", 5, "1 to 4 are profiled"), ("fast", 0, "1 to")],
+)
+def test_what_no_device_can_do_raises(variant: str, rows: int, why: str) -> None:
+    asked = queries(*[0.0] * 5)
+    played = world(asked)
+    with pytest.raises(PolicyError, match=why):
+        played.run(played.devices["gpu-0"], variant, asked[:rows])
+
+
+def test_a_device_runs_one_batch_at_a_time() -> None:
+    with pytest.raises(PolicyError, match="not idle"):
+        world(queries(0.0, 1.0)).play(Script(run_at_once))
+
+
+def test_memory_counts_what_is_being_loaded() -> None:
+    played = world(placement=False)
+    device = played.devices["gpu-0"]
+    played.load(device, "good")
+    with pytest.raises(PolicyError, match="does not fit"):
+        played.load(device, "fast")
+
+
+def test_loads_come_one_after_another_beside_what_runs() -> None:
+    big = (GroupSpec("gpu", 1, 2000.0, 3.6),)
+    asked = queries(0.0, 500.0)
+    played = World(big, Portfolio((FAST, GOOD)), asked)
+
+    def load(on: World, query: SimulatedQuery) -> None:
+        on.load(on.devices["gpu-0"], "fast")
+        on.load(on.devices["gpu-0"], "good")
+
+    script = Script(load)
+    played.play(script)
+    assert script.heard == [(100.0, "loaded fast"), (150.0, "loaded good")]
+    assert [(each.start_ms, each.end_ms) for each in played.loads] == [(0.0, 100.0), (100.0, 150.0)]
+
+
+def test_what_is_lost_comes_back_empty_and_its_old_loads_are_void() -> None:
+    asked = queries(0.0, 60.0, 300.0)
+    faults = [Fault(50.0, "lost", "gpu-0"), Fault(55.0, "back", "gpu-0")]
+    played = world(asked, placement=False, faults=faults)
+    script = Script(lambda on, query: on.load(on.devices["gpu-0"], "fast"))
+    played.play(script)
+    assert script.heard == [(50.0, "lost 0"), (55.0, "back gpu-0"), (160.0, "loaded fast")]
+
+
+def test_what_ran_on_a_lost_device_is_given_back() -> None:
+    asked = queries(0.0)
+    script = Script(run_at_once)
+    world(asked, faults=[Fault(5.0, "lost", "gpu-0")]).play(script)
+    assert script.heard == [(5.0, "lost 1")]
+    assert asked[0].outcome == "expired"
+
+
+def test_a_price_change_counts_from_then_on() -> None:
+    asked = queries(0.0, 3_600_000.0)
+    played = world(asked, faults=[Fault(1_800_000.0, "price", "gpu", 7.2)])
+    played.play(Script(run_at_once))
+    bills = [device.bill_usd for device in played.devices.values()]
+    assert bills == pytest.approx([5.4, 5.4], rel=1e-4)
+
+
+def test_batches_with_a_tail_have_the_median_and_the_p99_of_the_profile() -> None:
+    tailed = VariantProfile("t", "m", "tailed", "gpu", 0.9, 0.0, 1.0, (1,), (10.0,), (30.0,))
+    asked = queries(*[1000.0 * index for index in range(4000)])
+    played = World(FLEET, Portfolio((tailed,)), asked, placement={"gpu-0": ["tailed"]}, seed=3)
+    played.play(Script(lambda on, query: on.run(on.devices["gpu-0"], "tailed", [query]) and None))
+    times = np.array([query.end_ms - query.start_ms for query in asked])
+    assert times.min() >= 10.0 - 1e-9
+    assert np.median(times) == pytest.approx(10.0, rel=0.02)
+    assert np.quantile(times, 0.99) == pytest.approx(30.0, rel=0.1)
+
+
+def test_late_timers_are_late() -> None:
+    played = world(queries(10_000.0), timer_late_ms=5.0)
+    heard: list[float] = []
+
+    class Timers(Script):
+        def start(self, world: World) -> None:
+            super().start(world)
+            for _ in range(50):
+                world.at(100.0, lambda: heard.append(world.now_ms))
+
+    played.play(Timers())
+    assert min(heard) >= 100.0
+    assert 102.0 < max(heard) <= 105.0
