@@ -52,8 +52,8 @@ def register(app: typer.Typer) -> None:
 
         Accuracy is on the second half of the model's evaluation set (or as declared), corrected by labels of answered
         queries where there are any; what is chosen by is the lower end of its 95 % interval. Times are supervisor to
-        supervisor: loading in a fresh process and again, medians of one row and of the batch size with the highest
-        throughput, which the cost (in millionths of a USD per 1,000 rows) is of too.
+        supervisor: loading for the first time in a process that has its libraries, and again; medians of one row and
+        of the batch size with the highest throughput, which the cost (in millionths of a USD per 1,000 rows) is of too.
 
         **\\*** marks the frontier: nothing of its task beats these in accuracy, latency of one row and cost at once.
 
