@@ -10,10 +10,13 @@ that anybody asked of the group lately: a batch cannot be interrupted.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from itertools import count
 
 from broker.catalog import Candidate
 from broker.ledger import Entry
+from modelless.frames import BatchTensor
+from modelless.tensors import Tensor
 
 Signature = tuple[tuple[int, ...], ...]
 NEVER = float("inf")
@@ -114,6 +117,19 @@ def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) ->
         if head.deadline_ms is not None:
             return 0
     return table.rows_within(block_ms, head.rows)
+
+
+def concatenated(inputs: Sequence[tuple[Tensor, ...]], rows: int) -> tuple[BatchTensor, ...]:
+    """Several queries' inputs, ``rows`` in all, along the rows: in raw bytes that is putting one behind another."""
+    return tuple(
+        BatchTensor(
+            first.name,
+            first.datatype,
+            (rows, *first.shape[1:]),
+            first.data if len(inputs) == 1 else b"".join([tensors[index].data for tensors in inputs]),
+        )
+        for index, first in enumerate(inputs[0])
+    )
 
 
 class Tightness:

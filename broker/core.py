@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count, cycle
 
-from broker.batcher import NEVER, Signature, VariantQueue, batch_rows
+from broker.batcher import NEVER, Signature, VariantQueue, batch_rows, concatenated
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
 from broker.conditions import Conditions
@@ -457,13 +457,11 @@ class Core:
         """Send what there is room for; returns heads that cannot be in time any more where they waited."""
         refused: list[Entry] = []
         for name, group in self.groups.items():
-            queues = [queue for queue in self._queues[name].values() if queue]
-            if queues:
-                self._dispatch(group, queues, refused, now_ms)
-            if self._queues[
-                name
-            ]:  # shapes of rows are the senders' choice: a queue is there while somebody waits in it
-                self._queues[name] = {key: queue for key, queue in self._queues[name].items() if queue}
+            queues = self._queues[name]
+            if waiting := [queue for queue in queues.values() if queue]:
+                self._dispatch(group, waiting, refused, now_ms)
+            if queues:  # shapes of rows are the senders' choice: a queue is there while somebody waits in it
+                self._queues[name] = {key: queue for key, queue in queues.items() if queue}
         return refused
 
     def _dispatch(self, group: Group, queues: list[VariantQueue], refused: list[Entry], now_ms: float) -> None:
@@ -668,7 +666,6 @@ def _block_ms(group: Group, now_ms: float) -> float:
 
 
 def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
-    """The frame of a batch: inputs concatenated along the rows, which in raw bytes is putting one behind another."""
     items = tuple(
         frames.Item(
             source.record,
@@ -688,14 +685,5 @@ def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
         )
         for entry, source, address in [(entry, entry.source, entry.address) for entry in entries]
     )
-    inputs = tuple(
-        frames.BatchTensor(
-            first.name,
-            first.datatype,
-            (sent.rows, *first.shape[1:]),
-            first.data if len(entries) == 1 else b"".join([entry.inputs[index].data for entry in entries]),
-        )
-        for index, first in enumerate(entries[0].inputs)
-    )
-    of = sent.candidate
+    of, inputs = sent.candidate, concatenated([entry.inputs for entry in entries], sent.rows)
     return frames.Batch(sent.batch, of.variant, of.accuracy, sent.cost_ms, items, inputs, sent.predicts)

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from broker.batcher import concatenated
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, match_inputs
 from broker.devices import Group, Worker
@@ -178,10 +179,7 @@ class Shadows:
                 candidate.accuracy,
                 cost_ms,
                 tuple(_item(copy) for copy in copies),
-                tuple(
-                    frames.BatchTensor(t.name, t.datatype, (rows, *t.shape[1:]), b"".join([m[i].data for m in tensors]))
-                    for i, t in enumerate(matched)
-                ),
+                concatenated(tensors, rows),
                 predicts=True,
                 shadow=True,
             )
