@@ -48,7 +48,12 @@ def warnings(
         found.append("no worker is alive, so nothing can be run: start `modelless up` or `modelless worker --group G`")
     if not models:
         found.append("no model is registered: `modelless register model.toml`")
-    found += _failures(profiles)
+    for (builder, group, reason), variants in failures(profiles).items():
+        if len(variants) == 1:
+            found.append(f"{variants[0]} failed on group {group}: {reason}")
+        else:
+            keys = ", ".join(split_variant(variant)[0] for variant in variants)
+            found.append(f"{builder} failed on group {group} for {keys}: {reason}")
     loaded = {variant.partition("/")[0] for worker in workers for variant in worker.variants}
     for model in models:
         own = [profile for profile in profiles if profile.variant.startswith(f"{model.key}/")]
@@ -74,19 +79,14 @@ def _complaints(members: Sequence[Member], *, refusals: bool) -> list[tuple[str,
     return [(subject, words, ", ".join(names)) for (subject, words), names in who.items()]
 
 
-def _failures(profiles: Sequence[Profile]) -> list[str]:
-    """What could not be built or measured; one builder's reason for many models once."""
+def failures(profiles: Iterable[Profile]) -> dict[tuple[str, str, str], list[str]]:
+    """Variants that could not be built or measured, by (builder, group, reason). Pure."""
     failed: dict[tuple[str, str, str], list[str]] = {}
     for profile in profiles:
         if profile.status == "failed":
             key = split_variant(profile.variant)[1], profile.group, profile.reason or "it did not say why"
             failed.setdefault(key, []).append(profile.variant)
-    return [
-        f"{variants[0]} failed on group {group}: {reason}"
-        if len(variants) == 1
-        else f"{builder} failed on group {group} for {', '.join(split_variant(v)[0] for v in variants)}: {reason}"
-        for (builder, group, reason), variants in failed.items()
-    ]
+    return failed
 
 
 def variant_views(

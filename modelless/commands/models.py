@@ -280,6 +280,9 @@ def _summary(ready: Sequence[Variant]) -> Iterable[str]:
 
 def _problems(found: Sequence[Variant], workers: Sequence[Member]) -> Iterable[str]:
     """Builders that cannot work on a group, and variants that could not be made; each reason once."""
+    from modelless.health import failures
+    from modelless.messages import split_variant
+
     refused: dict[tuple[str, str], dict[str, None]] = {}
     for worker in workers:
         for subject, reason in worker.errors.items():
@@ -287,13 +290,8 @@ def _problems(found: Sequence[Variant], workers: Sequence[Member]) -> Iterable[s
                 refused.setdefault((subject, reason), {})[worker.group or worker.name] = None
     for (builder, reason), groups in refused.items():
         yield f"{builder} is not offered on {', '.join(groups)}: {reason}"
-    failed: dict[tuple[str, str, str], list[str]] = {}
-    for variant in found:
-        if variant.profile.status == "failed":
-            key = (variant.builder, variant.profile.group, variant.profile.reason or "it did not say why")
-            failed.setdefault(key, []).append(variant.model.key)
-    for (builder, group, reason), models in failed.items():
-        yield f"{builder} on {group} failed for {', '.join(models)}: {reason}"
+    for (builder, group, reason), failed in failures(variant.profile for variant in found).items():
+        yield f"{builder} on {group} failed for {', '.join(split_variant(name)[0] for name in failed)}: {reason}"
 
 
 def wide_console() -> Console:
