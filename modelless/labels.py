@@ -94,8 +94,7 @@ def unlabelled(catalog: Catalog, name: str, label: Label, now_ms: float, reason:
         NotFoundError: no such model.
         FailedPreconditionError: a canary would have no stable version beside it.
     """
-    if not any(model.name == name for model in catalog.models()):
-        raise NotFoundError(_unknown(catalog, name))
+    check_known(catalog, name)
     before = _present(catalog, name)
     if label == "stable":
         if before.canary is not None:
@@ -109,6 +108,13 @@ def unlabelled(catalog: Catalog, name: str, label: Label, now_ms: float, reason:
     else:
         after = replace(before, shadow=None, shadow_weight=0.0)
     return _changed(before, replace(after, reason=reason or before.reason), now_ms)
+
+
+def check_known(catalog: Catalog, name: str) -> None:
+    """Raises NotFoundError when no model has this name."""
+    names = sorted({model.name for model in catalog.models()})
+    if name not in names:
+        raise NotFoundError(f"no model is named {name!r}; there are {', '.join(names) or 'none'}")
 
 
 def shadow_of(labels: Labels) -> tuple[str, str | None] | None:
@@ -157,9 +163,8 @@ def _check_served(catalog: Catalog, name: str, version: int, variant: str | None
     models = [model for model in catalog.models() if model.name == name]
     model = next((model for model in models if model.version == version), None)
     if model is None:
-        raise NotFoundError(
-            f"{name} has no version {version}; it has {_listed(models)}" if models else _unknown(catalog, name)
-        )
+        check_known(catalog, name)
+        raise NotFoundError(f"{name} has no version {version}; it has {', '.join(str(m.version) for m in models)}")
     profiles = catalog.profiles(model)
     if variant is not None:
         profiles = [profile for profile in profiles if profile.variant == variant]
@@ -203,12 +208,3 @@ def _samples(value: int | None) -> int:
     if value is not None and value < 1:
         raise InvalidArgumentError(f"--samples-min is at least 1; got {value}")
     return _DEFAULT.samples_min if value is None else value
-
-
-def _listed(models: Iterable[ModelVersion]) -> str:
-    return ", ".join(str(model.version) for model in models)
-
-
-def _unknown(catalog: Catalog, name: str) -> str:
-    names = sorted({model.name for model in catalog.models()})
-    return f"no model is named {name!r}; there are {', '.join(names) or 'none'}"

@@ -132,9 +132,8 @@ def in_words(labels: Labels) -> list[str]:
 
 async def _show(config: Config, name: str, *, as_json: bool) -> None:
     from modelless.catalog import CatalogView
-    from modelless.errors import NotFoundError
     from modelless.fleet import FleetView
-    from modelless.labels import tally
+    from modelless.labels import check_known, tally
     from modelless.messages import Labels
     from modelless.overview import LOOK_S
     from modelless.registration import wall_clock
@@ -144,9 +143,7 @@ async def _show(config: Config, name: str, *, as_json: bool) -> None:
     await asyncio.sleep(LOOK_S)
     members = fleet.members()
     await asyncio.gather(view.stop(), fleet.stop())
-    known = sorted({model.name for model in view.catalog.models()})
-    if name not in known:
-        raise NotFoundError(f"no model is named {name!r}; there are {', '.join(known) or 'none'}")
+    check_known(view.catalog, name)
     labels = view.catalog.labels(name) or Labels(name)
     rows = _rows(view.catalog, labels, tally(labels, members), members)
     if as_json:
