@@ -185,15 +185,28 @@ class Catalog:
         ]
         return sorted(fresh, key=lambda profile: profile.key)
 
+    def all_profiles(self) -> list[Profile]:
+        """Of all models, by name and version."""
+        return [profile for model in self.models() for profile in self.profiles(model)]
+
     def condition(self, profile: Profile) -> Condition | None:
         """How the profiled variant lives on its group, by the leader's last snapshot."""
         condition = self._conditions.get(f"condition/{profile.key}")
         return condition if condition is not None and condition.digest == profile.digest else None
 
+    def conditions(self) -> list[Condition]:
+        """Of everything with a profile."""
+        return [found for profile in self.all_profiles() if (found := self.condition(profile)) is not None]
+
     def correction(self, model: ModelVersion, variant: str) -> Correction | None:
         """What labels say of one of the model's variants."""
         correction = self._corrections.get(f"correction/{variant}")
         return correction if correction is not None and correction.digest == model.digest else None
+
+    def corrections(self) -> list[Correction]:
+        """Of everything with a profile, each once."""
+        digests = {profile.variant: profile.digest for profile in self.all_profiles()}
+        return [each for each in self._corrections.values() if each.digest == digests.get(each.variant)]
 
     def labels(self, name: str) -> Labels | None:
         """Which versions of a model answer, where an operator said so."""

@@ -67,14 +67,12 @@ class Observer:
     async def look(self) -> Overview:
         """Raises UnavailableError when Kafka does not answer."""
         members, models = self._fleet.members(), tuple(self._catalog.models())
-        profiles = tuple(profile for model in models for profile in self._catalog.profiles(model))
+        profiles = tuple(self._catalog.all_profiles())
         try:
             async with asyncio.timeout(10):
                 lag = await self._lag()
         except (KafkaError, TimeoutError, OSError) as error:
             raise unreachable(self._config, error) from error
-        corrections = (self._catalog.correction(m, p.variant) for m in models for p in self._catalog.profiles(m))
-        conditions = filter(None, map(self._catalog.condition, profiles))
         plan = self._plans.plan
         return Overview(
             members,
@@ -82,9 +80,9 @@ class Observer:
             profiles,
             lag,
             self._rates(members),
-            variant_views(members, profiles, conditions, plan),
+            variant_views(members, profiles, self._catalog.conditions(), plan),
             to_measure(members, profiles, plan),
-            warnings(members, models, profiles, lag) + drifts(filter(None, corrections)),
+            warnings(members, models, profiles, lag) + drifts(self._catalog.corrections()),
             notes(members),
         )
 

@@ -111,16 +111,13 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
     finally:
         await asyncio.gather(view.stop(), fleet.stop(), plans.stop())
     known, workers = view.catalog, fleet.workers()
-    models = known.models()
-    profiles = [profile for model in models for profile in known.profiles(model)]
-    conditions = {profile.key: known.condition(profile) for profile in profiles}
-    corrections = [known.correction(model, profile.variant) for model in models for profile in known.profiles(model)]
+    models, conditions = known.models(), known.conditions()
     labels = [known.labels(name) for name in {model.name for model in models}]
     catalog = catalog_of(
         models,
-        profiles,
-        filter(None, corrections),
-        filter(None, conditions.values()),
+        known.all_profiles(),
+        known.corrections(),
+        conditions,
         filter(None, labels),
         workers,
         plans.plan,
@@ -130,11 +127,8 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
     for worker in workers:
         group = worker.group or ""
         backlog_ms[group] = backlog_ms.get(group, 0.0) + worker.statistics.get("backlog_ms", 0.0)
-    states: dict[str, str] = {}
-    for candidate in catalog.candidates():
-        condition = conditions.get(candidate.key)
-        default = "active" if candidate.workers else "inactive"
-        states[candidate.key] = condition.state if condition is not None else default
+    states = {each.key: "active" if each.workers else "inactive" for each in catalog.candidates()}
+    states |= {f"{each.variant}@{each.group}": each.state for each in conditions}
     return catalog, backlog_ms, states
 
 
