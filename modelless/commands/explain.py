@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelless.commands import options
 from modelless.messages import USUAL_ROWS, USUAL_SLOWNESS
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def explain(
-        task: Annotated[str | None, typer.Option(help="Any model of this task.")] = None,
-        model: Annotated[str | None, typer.Option(help="This model: name, name:version or name:label.")] = None,
-        variant: Annotated[str | None, typer.Option(help="This variant: name:version/builder.")] = None,
-        latency_ms: Annotated[float | None, typer.Option(help="Answer within this; default 30,000.")] = None,
-        accuracy: Annotated[float | None, typer.Option(help="At least this, 0 to 1.")] = None,
-        cost_max: Annotated[float | None, typer.Option(help="USD per 1,000 rows at most.")] = None,
-        prefer: Annotated[str, typer.Option(help="cost, accuracy or latency: the best at this wins.")] = "cost",
-        on_miss: Annotated[str, typer.Option(help="reject, late or degrade, when it cannot be met.")] = "reject",
+        task: options.Task = None,
+        model: options.Model = None,
+        variant: options.Variant = None,
+        latency_ms: options.LatencyMs = None,
+        accuracy: options.Accuracy = None,
+        cost_max: options.CostMax = None,
+        prefer: options.Prefer = "cost",
+        on_miss: options.OnMiss = "reject",
         rows: Annotated[int, typer.Option(min=1, help="Rows of the query.")] = 1,
         as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
-        config: Annotated[Path | None, typer.Option(help="Configuration file; default: ./modelless.toml.")] = None,
+        config: options.ConfigFile = None,
     ) -> None:
         """Say which variant a query would get now, with every candidate's numbers and why it was or was not chosen.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from modelless.commands import options
 
 if TYPE_CHECKING:
     from modelless.catalog import Catalog
@@ -42,7 +43,7 @@ def register(app: typer.Typer) -> None:
         remove: Annotated[
             str | None, typer.Option(metavar="LABEL", help="Take this label from whatever has it.", show_default=False)
         ] = None,
-        config: Annotated[Path | None, typer.Option(help="Configuration file; default: ./modelless.toml.")] = None,
+        config: options.ConfigFile = None,
         as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
     ) -> None:
         """Say which versions of a model answer, or (with a NAME alone) show it with what each answered.

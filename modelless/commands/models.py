@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelless.commands import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -39,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def models(
-        config: Annotated[Path | None, typer.Option(help="Configuration file; default: ./modelless.toml.")] = None,
+        config: options.ConfigFile = None,
         task: Annotated[str | None, typer.Option(help="Only models of this task.")] = None,
         model: Annotated[str | None, typer.Option(help="Only this model: name or name:version.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelless.commands import options
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -27,17 +29,17 @@ def register(app: typer.Typer) -> None:
             list[str],
             typer.Option("--input", "-i", help="name=@file.npy, name=@file.json or name=JSON; once for every input."),
         ],
-        task: Annotated[str | None, typer.Option(help="Any model of this task.")] = None,
-        model: Annotated[str | None, typer.Option(help="This model: name or name:version.")] = None,
-        variant: Annotated[str | None, typer.Option(help="This variant: name:version/builder.")] = None,
-        latency_ms: Annotated[float | None, typer.Option(help="Answer within this; default 30,000.")] = None,
-        accuracy: Annotated[float | None, typer.Option(help="At least this, 0 to 1.")] = None,
-        cost_max: Annotated[float | None, typer.Option(help="USD per 1,000 rows at most.")] = None,
-        prefer: Annotated[str, typer.Option(help="cost, accuracy or latency: the best at this wins.")] = "cost",
-        on_miss: Annotated[str, typer.Option(help="reject, late or degrade, when it cannot be met.")] = "reject",
+        task: options.Task = None,
+        model: options.Model = None,
+        variant: options.Variant = None,
+        latency_ms: options.LatencyMs = None,
+        accuracy: options.Accuracy = None,
+        cost_max: options.CostMax = None,
+        prefer: options.Prefer = "cost",
+        on_miss: options.OnMiss = "reject",
         timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the reply.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="JSON instead of words.")] = False,
-        config: Annotated[Path | None, typer.Option(help="Configuration file; default: ./modelless.toml.")] = None,
+        config: options.ConfigFile = None,
     ) -> None:
         """Ask one query and print its answer: what came out, what ran it, how long it took, what it cost.
 

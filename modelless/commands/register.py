@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from modelless.commands import options
+
 if TYPE_CHECKING:
     from modelless.messages import ModelVersion
     from modelless.registration import GroupProgress, VariantProgress
@@ -20,7 +22,7 @@ def register(app: typer.Typer) -> None:
     @app.command(name="register")
     def register_model(
         specification: Annotated[Path, typer.Argument(help="The model's TOML file.", show_default=False)],
-        config: Annotated[Path | None, typer.Option(help="Configuration file; default: ./modelless.toml.")] = None,
+        config: options.ConfigFile = None,
         wait: Annotated[bool, typer.Option(help="Wait until every group serves it, or says why not.")] = True,
         wait_all: Annotated[
             bool, typer.Option("--wait-all", help="Wait until all its variants are built and measured, or failed.")

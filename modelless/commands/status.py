@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from modelless.commands import options
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def status(
-        config: Annotated[Path | None, typer.Option(help="Configuration file; default: ./modelless.toml.")] = None,
+        config: options.ConfigFile = None,
         watch: Annotated[bool, typer.Option("--watch", help="Keep showing, every second, until Ctrl-C.")] = False,
         everything: Annotated[
             bool, typer.Option("--all", help="Variants that are not loaded too, and why not.")
