@@ -32,10 +32,10 @@ from modelless.catalog import Catalog
 from modelless.config import Config, GroupConfig
 from modelless.errors import InvalidArgumentError, NotFoundError
 from modelless.messages import ModelVersion, Profile, split_exit, split_variant
-from workers import builders, hardware
+from workers import hardware
 from workers.apart import Apart
 from workers.evaluation import Evaluation, read_evaluation, write_calibration
-from workers.executor import ExecutionError, Executor, ExecutorDiedError, LoadSpec
+from workers.executor import ExecutionError, Executor, ExecutorDiedError, LoadSpec, builder_of
 from workers.metrics import WorkerMetrics
 
 PREPARE_S_MAX = 300.0
@@ -96,7 +96,7 @@ class Builds:
         """May block for a moment, the first time."""
         name, exit = split_exit(split_variant(variant)[1])
         fingerprint = hardware.fingerprint(self._group.device, self._group.threads)
-        return build_key(model.digest, name, _builder(name).version(), fingerprint, exit)
+        return build_key(model.digest, name, builder_of(name).version(), fingerprint, exit)
 
     async def spec(self, variant: str, model: ModelVersion, built: Built | None) -> LoadSpec:
         """Raises what fetching from the store raises."""
@@ -218,11 +218,4 @@ class Builds:
 
     @staticmethod
     def _suffix(variant: str, model: ModelVersion) -> str | None:
-        return _builder(split_exit(split_variant(variant)[1])[0]).formats.get(model.format)
-
-
-def _builder(name: str) -> builders.Builder:
-    found = builders.find(name)
-    if found is None:
-        raise ExecutionError(f"builder {name!r} is not installed here")
-    return found
+        return builder_of(split_exit(split_variant(variant)[1])[0]).formats.get(model.format)

@@ -153,7 +153,7 @@ class ChildExecutor(asyncio.Protocol):
         return self._process.pid
 
     async def prepare(self, names: Sequence[str]) -> None:
-        await self._ask("import", {"modules": [_module(name) for name in names]})
+        await self._ask("import", {"modules": [builder_of(name).module for name in names]})
 
     async def build(self, spec: LoadSpec, calibration: Path | None, target: Path) -> float:
         paths = {"calibration": str(calibration) if calibration else None, "target": str(target)}
@@ -184,7 +184,7 @@ class ChildExecutor(asyncio.Protocol):
 
     def _fields(self, spec: LoadSpec) -> dict[str, Any]:
         return {
-            "module": _module(spec.builder),
+            "module": builder_of(spec.builder).module,
             "device": self._device,
             "path": str(spec.path),
             "inputs": [asdict(tensor) for tensor in spec.inputs],
@@ -291,12 +291,12 @@ class EmulatedExecutor:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _module(builder: str) -> str:
-    """What the child imports for it."""
-    found = builders.find(builder)
+def builder_of(name: str) -> builders.Builder:
+    """Raises ExecutionError when it is not installed."""
+    found = builders.find(name)
     if found is None:
-        raise ExecutionError(f"builder {builder!r} is not installed here")
-    return found.module
+        raise ExecutionError(f"builder {name!r} is not installed here")
+    return found
 
 
 def _wait(until_s: float, model: emulated.EmulatedModel, rows: int) -> Outputs:

@@ -27,6 +27,17 @@ def load(source: Source, built: Path | None, device: str, threads: int) -> OnnxM
     return open_session(built or source.path, source, device, threads)
 
 
+def graph_of(source: Source, calibration: Mapping[str, Array] | None, folder: Path, threads: int) -> Path:
+    """The source's own .onnx file; of a torch network one exported into ``folder``. Raises FormatError."""
+    if source.path.suffix.lower() == ".onnx":
+        refuse_foreign(source.path, ".onnx")
+        return source.path
+    from workers.formats import exporting
+
+    exporting.to_onnx(source, calibration, folder / "exported.onnx", threads)
+    return folder / "exported.onnx"
+
+
 def open_session(path: Path, source: Source, device: str, threads: int) -> OnnxModel:
     """As :func:`load`, of any file."""
     refuse_foreign(path, ".onnx")

@@ -15,8 +15,8 @@ from typing import Any
 import onnxruntime
 
 from workers import hardware
-from workers.formats import Array, FormatError, Source, refuse_foreign
-from workers.formats.onnx import OnnxModel, first_line, open_session
+from workers.formats import Array, FormatError, Source
+from workers.formats.onnx import OnnxModel, first_line, graph_of, open_session
 
 CALIBRATION_ROWS_MAX = 256
 _BATCH = 32
@@ -29,7 +29,7 @@ def build(source: Source, calibration: Mapping[str, Array] | None, target: Path,
             "it needs rows to calibrate on, and the model declares its accuracy; give [evaluation] data instead"
         )
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        whole = _whole(source, calibration, Path(folder), threads)
+        whole = graph_of(source, calibration, Path(folder), threads)
         try:
             _quantise(whole, target, Path(folder), calibration, threads)
         except Exception as error:  # onnxruntime and onnx raise a dozen unrelated types
@@ -43,17 +43,6 @@ def build(source: Source, calibration: Mapping[str, Array] | None, target: Path,
 def load(source: Source, built: Path | None, device: str, threads: int) -> OnnxModel:
     assert built is not None, "it builds a file of every format"
     return open_session(built, source, device, threads)
-
-
-def _whole(source: Source, calibration: Mapping[str, Array], folder: Path, threads: int) -> Path:
-    """The graph in float32."""
-    if source.path.suffix.lower() == ".onnx":
-        refuse_foreign(source.path, ".onnx")
-        return source.path
-    from workers.formats import exporting
-
-    exporting.to_onnx(source, calibration, folder / "exported.onnx", threads)
-    return folder / "exported.onnx"
 
 
 def _quantise(whole: Path, target: Path, folder: Path, calibration: Mapping[str, Array], threads: int) -> None:

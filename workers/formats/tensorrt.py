@@ -16,9 +16,9 @@ import numpy as np
 import tensorrt
 import torch
 
-from modelless.tensors import NUMPY_DTYPES
-from workers.formats import Array, FormatError, Source, refuse_foreign
-from workers.formats.onnx import check_names, first_line
+from workers.formats import Array, FormatError, Source
+from workers.formats.onnx import check_names, first_line, graph_of
+from workers.formats.torch_module import torch_dtype
 
 ROWS_MAX = 128
 _ROWS_TYPICAL = 16
@@ -69,7 +69,7 @@ class EngineModel:
         self._runtime, self._engine, self._source, self._device = runtime, engine, source, device
         self._context = engine.create_execution_context()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._dtypes = {spec.name: _torch_dtype(spec.datatype) for spec in source.outputs}
+        self._dtypes = {spec.name: torch_dtype(spec.datatype) for spec in source.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         rows = len(next(iter(inputs.values())))
@@ -102,19 +102,9 @@ def _half_precision(source: Source, calibration: Mapping[str, Array] | None, fol
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    path = source.path
-    if path.suffix.lower() != ".onnx":
-        from workers.formats import exporting
-
-        path = folder / "exported.onnx"
-        exporting.to_onnx(source, calibration, path, threads)
-    refuse_foreign(path, ".onnx")
+    path = graph_of(source, calibration, folder, threads)
     try:
         graph = convert_float_to_float16(onnx.load(path, load_external_data=False), keep_io_types=True)
         return bytes(graph.SerializeToString())
     except Exception as error:  # onnx raises a dozen unrelated types
         raise FormatError(f"it cannot be converted to half precision: {first_line(error)}") from None
-
-
-def _torch_dtype(datatype: str) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, NUMPY_DTYPES[datatype])).dtype

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from workers.formats import Array, FormatError, Source
+from workers.formats.torch_module import TorchModel, network
 
 _MODEL = "model"
 _SETTINGS: dict[str, Any] = {
@@ -30,25 +31,36 @@ _SETTINGS: dict[str, Any] = {
 
 def build(source: Source, calibration: Mapping[str, Array] | None, target: Path, device: str, threads: int) -> None:
     """Raises FormatError when the network cannot be exported or compiled, or answers otherwise when it is."""
-    from workers.formats import exporting, torch_module
+    from workers.formats import exporting
 
     torch.set_num_threads(threads)
-    network = torch_module.network(source, device)
+    made = network(source, device)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # all that the compiler leaves behind goes with it
         try:
-            _compile(exporting.export(network, source, calibration, device), Path(folder) / f"{_MODEL}.pt2")
+            _compile(exporting.export(made, source, calibration, device), Path(folder) / f"{_MODEL}.pt2")
         except Exception as error:  # tracing runs the operator's code, and the compiler is a process of its own
             raise FormatError(f"torch cannot compile it: {exporting.reason(error)}") from None
         (Path(folder) / f"{_MODEL}.pt2").replace(target)
-    exporting.check_same(network, load(source, target, device, threads), source, calibration)
+    exporting.check_same(made, load(source, target, device, threads), source, calibration)
 
 
-def load(source: Source, built: Path | None, device: str, threads: int) -> CompiledModel:
-    """Raises FormatError when the package is not one, or is for another kind of machine."""
+def load(source: Source, built: Path | None, device: str, threads: int) -> TorchModel:
+    """Raises FormatError when the package is not one, or is for another kind of machine.
+
+    It is run by the C++ loader itself: its Python front imports the whole compiler, 150 MB and seconds.
+    """
     assert built is not None, "it builds a file of every format"
     torch.set_num_threads(threads)
-    return CompiledModel(built, source, device)
+    with tempfile.TemporaryDirectory() as folder:  # unpacked by us, since the loader would leave it when killed
+        try:
+            with zipfile.ZipFile(built) as package:
+                package.extractall(folder)
+            index = int(device.partition(":")[2] or -1)
+            loader = torch._C._aoti.AOTIModelPackageLoader(folder, _MODEL, True, 1, index)
+        except (RuntimeError, OSError, zipfile.BadZipFile) as error:
+            raise FormatError(f"the compiled package cannot be loaded: {str(error).strip()[:300]}") from None
+    return TorchModel(lambda *tensors: loader.run(list(tensors)), source, device)
 
 
 def _compile(program: torch.export.ExportedProgram, package: Path) -> None:
@@ -56,27 +68,3 @@ def _compile(program: torch.export.ExportedProgram, package: Path) -> None:
 
     with config.patch(_SETTINGS):
         aoti_compile_and_package(program, package_path=str(package))
-
-
-class CompiledModel:
-    """Run by the C++ loader itself: its Python front imports the whole compiler, 150 MB and seconds."""
-
-    def __init__(self, built: Path, source: Source, device: str) -> None:
-        self._inputs = [spec.name for spec in source.inputs]
-        self._device = device
-        with tempfile.TemporaryDirectory() as folder:  # unpacked by us, since the loader would leave it when killed
-            try:
-                with zipfile.ZipFile(built) as package:
-                    package.extractall(folder)
-                index = int(device.partition(":")[2] or -1)
-                self._loader: Any = torch._C._aoti.AOTIModelPackageLoader(folder, _MODEL, True, 1, index)
-            except (RuntimeError, OSError, zipfile.BadZipFile) as error:
-                raise FormatError(f"the compiled package cannot be loaded: {str(error).strip()[:300]}") from None
-
-    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
-        with torch.inference_mode():
-            tensors = [torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs]
-            return [output.cpu().numpy() for output in self._loader.run(tensors)]
-
-    def device_bytes(self) -> int:
-        return 0 if self._device == "cpu" else torch.cuda.memory_reserved(self._device)

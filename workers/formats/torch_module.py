@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ class Network(torch.nn.Module):
         self._exit = {} if source.exit is None else {"exit": source.exit}
         self._outputs = tuple(spec.name for spec in source.outputs)
         self._dtype = dtype
-        self._dtypes = [torch.from_numpy(np.empty(0, NUMPY_DTYPES[spec.datatype])).dtype for spec in source.outputs]
+        self._dtypes = [torch_dtype(spec.datatype) for spec in source.outputs]
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self._dtype is None:
@@ -92,18 +92,24 @@ class Network(torch.nn.Module):
 
 
 class TorchModel:
-    def __init__(self, network: Network, source: Source, device: str) -> None:
-        self._network = network
+    """What takes the declared inputs and returns the declared outputs, in order, on the device."""
+
+    def __init__(self, compute: Callable[..., Sequence[torch.Tensor]], source: Source, device: str) -> None:
+        self._compute = compute
         self._inputs = [spec.name for spec in source.inputs]
         self._device = device
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         with torch.inference_mode():
             tensors = [torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs]
-            return [output.cpu().numpy() for output in self._network(*tensors)]
+            return [output.cpu().numpy() for output in self._compute(*tensors)]
 
     def device_bytes(self) -> int:
         return 0 if self._device == "cpu" else torch.cuda.memory_reserved(self._device)
+
+
+def torch_dtype(datatype: str) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, NUMPY_DTYPES[datatype])).dtype
 
 
 def is_allowed(factory: str, allowed: Sequence[str]) -> bool:
