@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import numpy as np
 import pytest
 import tiny_networks
 import torch
-from worker_builders import X, Y, tensor, write_safetensors
+from worker_builders import ENV, X, Y, tensor, write_safetensors
 
 from modelless.frames import BatchTensor
 from workers import builders
 from workers.executor import ChildExecutor, LoadSpec
-
-SUPPORT = str(Path(__file__).parents[1] / "support")
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +25,7 @@ async def test_torch_on_cuda(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "n.safetensors")
     allowed = ("worker_builders",)
     spec = LoadSpec("n:1/torch-fp32", "torch-fp32", path, (X,), (Y,), "worker_builders:nasty", allowed)
-    child = await ChildExecutor.spawn("cuda:0", 1, lambda _: None, os.environ | {"PYTHONPATH": SUPPORT})
+    child = await ChildExecutor.spawn("cuda:0", 1, lambda _: None, ENV)
     await child.load(spec)
     (output,) = await child.run(spec.variant, (tensor(np.ones((4, 4), "f4")),))
     assert np.frombuffer(output.data, "<f4").tolist() == [2.0] * 16
@@ -50,7 +47,7 @@ async def test_builders_on_cuda(name: str, most: float, tmp_path: Path) -> None:
     path, factory = tmp_path / "small.safetensors", "tiny_networks:small"
     network = tiny_networks.write("small", path)
     spec = LoadSpec("s:1/x", name, path, (tiny_networks.X,), (tiny_networks.Y,), factory, ("tiny_networks",))
-    child = await ChildExecutor.spawn("cuda:0", 1, lambda _: None, os.environ | {"PYTHONPATH": SUPPORT})
+    child = await ChildExecutor.spawn("cuda:0", 1, lambda _: None, ENV)
     if (suffix := builder.formats["safetensors"]) is not None:
         spec = replace(spec, built=tmp_path / f"built{suffix}")
         assert spec.built is not None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import subprocess
-import sys
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from emulated_system import command, running, write_configuration, write_specification
 
 from modelless import register
 from modelless.codec import encode_query
@@ -31,43 +29,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
 @pytest.fixture
 def file(kafka: EmbeddedKafka, tmp_path: Path) -> Path:
-    path = tmp_path / "modelless.toml"
-    path.write_text(
-        f'state = "{tmp_path}"\n[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n'
-        f'topic_prefix = "x{uuid.uuid4().hex[:8]}"\npartitions = 1\n'
-        f'[store]\nurl = "{tmp_path / "store"}"\ncache = "{tmp_path / "cache"}"\n[worker]\nmeasure_s = 1\n'
-        '[metrics]\nport = 0\n[[groups]]\nname = "emulated"\ndevice = "emulated"\n'
-    )
-    return path
-
-
-def command(file: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "modelless", *arguments, "--config", str(file)]
-
-
-@asynccontextmanager
-async def running(file: Path, *arguments: str) -> AsyncIterator[None]:
-    with (file.parent / f"{arguments[0]}.log").open("ab") as log:
-        process = subprocess.Popen(command(file, *arguments), cwd=file.parent, stdout=log, stderr=log)  # noqa: ASYNC220
-    try:
-        yield
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 30) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def specification(folder: Path) -> Path:
-    (folder / "m.csv").write_text("group,batch_size,p50_ms,p99_ms,load_ms,memory_mb\nemulated,64,5,5,1,40\n")
-    path = folder / "m.toml"
-    path.write_text(
-        'name = "m"\ntask = "t"\nartifact = "m.csv"\n'
-        '[inputs.x]\ndatatype = "FP32"\nshape = [-1, 2]\n[outputs.logits]\ndatatype = "FP32"\nshape = [-1, 10]\n'
-        "[evaluation]\naccuracy = 0.9\n"
-    )
-    return path
+    return write_configuration(tmp_path, kafka.bootstrap_servers)
 
 
 async def explain(file: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -100,7 +62,7 @@ async def test_a_command_and_a_reply_say_why(file: Path) -> None:
     config = load_config(file)
     await create_missing(config)
     async with running(file, "broker"), running(file, "worker", "--group", "emulated"):
-        await register(config, specification(file.parent), timeout_s=60)
+        await register(config, write_specification(file.parent, "m", "t"), timeout_s=60)
         status, said = await explain(file, "--latency-ms", "1000", "--accuracy", "0.8")
         assert (status, said["decision"]) == (0, "m:1/emulated on emulated: the cheapest that answers in time")
         (candidate,) = said["candidates"]

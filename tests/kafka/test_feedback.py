@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
-import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiokafka.errors import GroupCoordinatorNotAvailableError
+from emulated_system import command, start, write_configuration, write_specification
 
 from broker.tally import ROWS_MAX
 from modelless import BlockingClient, Client, register
@@ -37,44 +36,24 @@ ROWS = 20
 PIXELS = np.zeros((ROWS, 2), np.float32)
 
 
-def specification(folder: Path, name: str, ms: float, accuracy: float) -> Path:
-    (folder / f"{name}.csv").write_text(
-        f"group,batch_size,p50_ms,p99_ms,load_ms,memory_mb\nemulated,64,{ms},{ms},1,1\n"
-    )
-    path = folder / f"{name}.toml"
-    path.write_text(
-        f'name = "{name}"\ntask = "digits"\nartifact = "{name}.csv"\n'
-        '[inputs.x]\ndatatype = "FP32"\nshape = [-1, 2]\n[outputs.logits]\ndatatype = "FP32"\nshape = [-1, 10]\n'
-        f"[evaluation]\naccuracy = {accuracy}\n"
-    )
-    return path
-
-
 class System:
     """Its processes are started by :meth:`start`; all end with the test."""
 
     def __init__(self, folder: Path, servers: str) -> None:
         self.folder = folder
-        self.file = folder / "modelless.toml"
-        self.file.write_text(
-            f'state = "{folder}"\n[kafka]\nbootstrap_servers = "{servers}"\ntopic_prefix = "f{uuid.uuid4().hex[:8]}"\n'
-            f'partitions = 1\n[store]\nurl = "{folder / "store"}"\ncache = "{folder / "cache"}"\n'
-            '[metrics]\nport = 0\n[[groups]]\nname = "emulated"\ndevice = "emulated"\nprice_per_hour = 1.0\n'
-        )
+        self.file = write_configuration(folder, servers, "price_per_hour = 1.0")
         self.config = load_config(self.file)
         self.topics = Topics(self.config.kafka.topic_prefix)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.view = CatalogView(self.config)
 
-    def start(self, *command: str) -> None:
-        arguments = [sys.executable, "-m", "modelless", *command, "--config", str(self.file)]
-        with (self.folder / f"{command[0]}.log").open("ab") as log:
-            self.processes[command[0]] = subprocess.Popen(arguments, cwd=self.folder, stdout=log, stderr=log)
+    def start(self, *arguments: str) -> None:
+        self.processes[arguments[0]] = start(self.file, *arguments)
 
-    async def says(self, command: str) -> str:
+    async def says(self, name: str) -> str:
         """What a command prints."""
-        arguments = [sys.executable, "-m", "modelless", command, "--config", str(self.file)]
-        ended = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, check=True)
+        asked = command(self.file, name)
+        ended = await asyncio.to_thread(subprocess.run, asked, capture_output=True, text=True, check=True)
         return str(ended.stdout)
 
     def log(self, name: str) -> str:
@@ -112,7 +91,7 @@ async def system(kafka: EmbeddedKafka, tmp_path: Path) -> AsyncIterator[System]:
         made.start("broker", "--name", "broker-0")
         made.start("worker", "--group", "emulated")
         for name, ms, accuracy in (("cheap", 1.0, 0.95), ("dear", 4.0, 0.94)):
-            await register(made.config, specification(tmp_path, name, ms, accuracy), timeout_s=60)
+            await register(made.config, write_specification(tmp_path, name, "digits", ms, accuracy), timeout_s=60)
         await made.view.start()
         yield made
     finally:

@@ -6,16 +6,11 @@ Three emulated models of 40 MB in a group of 100 MB: two fit.
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated_system import running, write_configuration, write_specification
 
 from modelless import Client, register
 from modelless.config import Config, load_config
@@ -26,40 +21,9 @@ from modelless.topic_settings import create_missing
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
 
-def specification(folder: Path, name: str) -> Path:
-    (folder / f"{name}.csv").write_text("group,batch_size,p50_ms,p99_ms,load_ms,memory_mb\nemulated,64,1,1,1,40\n")
-    path = folder / f"{name}.toml"
-    path.write_text(
-        f'name = "{name}"\ntask = "{name}"\nartifact = "{name}.csv"\n'
-        '[inputs.x]\ndatatype = "FP32"\nshape = [-1, 2]\n[outputs.logits]\ndatatype = "FP32"\nshape = [-1, 10]\n'
-        "[evaluation]\naccuracy = 0.9\n"
-    )
-    return path
-
-
 @pytest.fixture
 def file(kafka: EmbeddedKafka, tmp_path: Path) -> Path:
-    path = tmp_path / "modelless.toml"
-    path.write_text(
-        f'state = "{tmp_path}"\n[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n'
-        f'topic_prefix = "p{uuid.uuid4().hex[:8]}"\npartitions = 1\n'
-        f'[store]\nurl = "{tmp_path / "store"}"\ncache = "{tmp_path / "cache"}"\n[worker]\nmeasure_s = 1\n'
-        '[metrics]\nport = 0\n[[groups]]\nname = "emulated"\ndevice = "emulated"\nmemory_mb_max = 100\n'
-    )
-    return path
-
-
-@asynccontextmanager
-async def running(file: Path, *command: str) -> AsyncIterator[None]:
-    arguments = [sys.executable, "-m", "modelless", *command, "--config", str(file)]
-    with (file.parent / f"{command[0]}.log").open("ab") as log:
-        process = subprocess.Popen(arguments, cwd=file.parent, stdout=log, stderr=log)  # noqa: ASYNC220
-    try:
-        yield
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 30) == 0
-    finally:
-        process.kill()
+    return write_configuration(tmp_path, kafka.bootstrap_servers, "memory_mb_max = 100")
 
 
 async def until_loaded(observer: Observer, *names: str) -> Overview:
@@ -86,8 +50,8 @@ async def test_what_is_asked_for_takes_the_place_of_what_is_idle(file: Path) -> 
     async with running(file, "worker", "--group", "emulated"):
         async with running(file, "broker", "--name", "broker-0"):
             for name in ("a", "b"):
-                await register(config, specification(file.parent, name), timeout_s=60)
-            await register(config, specification(file.parent, "c"), wait=False)
+                await register(config, write_specification(file.parent, name, name), timeout_s=60)
+            await register(config, write_specification(file.parent, "c", "c"), wait=False)
             async with observing(config) as observer:
                 before = await until_loaded(observer, "a", "b")
                 assert await ask(config, "c") == "c:1/emulated", "it waits until the plan has made room"

@@ -17,7 +17,7 @@ import numpy as np
 import planted_builders
 import pytest
 from aiokafka.admin import NewTopic
-from worker_builders import CRASH, HANG, RAISE, X, Y, batch, item, write_onnx, write_safetensors
+from worker_builders import CRASH, HANG, RAISE, SUPPORT, X, Y, batch, item, write_onnx, write_safetensors
 
 from modelless import frames, link, store
 from modelless.catalog import digest_of
@@ -31,7 +31,6 @@ from modelless.topics import Topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-SUPPORT = str(Path(__file__).parents[1] / "support")
 WORKER = "cpu-0"
 
 

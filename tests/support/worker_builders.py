@@ -13,6 +13,9 @@ from modelless.frames import Batch, BatchTensor, Item
 from modelless.messages import RecordId
 from modelless.tensors import TensorSpec
 
+SUPPORT = str(Path(__file__).parent)
+ENV = os.environ | {"PYTHONPATH": SUPPORT}
+"""Of an executor that can import what is here."""
 VARIANT = "m:1/onnx-fp32"
 X = TensorSpec("x", "FP32", (-1, 4))
 Y = TensorSpec("y", "FP32", (-1, 4))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from worker_builders import X, Y, write_onnx
+from worker_builders import ENV, X, Y, write_onnx
 
 from modelless import store
 from modelless.catalog import Catalog, digest_of
@@ -25,8 +24,6 @@ from workers.measure import Bench
 from workers.metrics import WorkerMetrics
 from workers.orders import Orders
 from workers.workshop import Workshop
-
-SUPPORT = str(Path(__file__).parent)
 
 
 def model_of(config: Config, folder: Path, name: str = "m", **fields: Any) -> ModelVersion:
@@ -77,7 +74,7 @@ class Shop:
 
     async def _spawn(self) -> ChildExecutor:
         self.spawned += 1
-        return await ChildExecutor.spawn("cpu", 1, lambda _: None, os.environ | {"PYTHONPATH": SUPPORT})
+        return await ChildExecutor.spawn("cpu", 1, lambda _: None, ENV)
 
     async def write(self, topic: str, key: bytes, value: bytes) -> None:
         """The publisher's part: what is written is read by everybody."""

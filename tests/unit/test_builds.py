@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import planted_builders
 import pytest
 from workshop_builders import Shop, model_of
 
 from modelless import store
 from modelless.config import Config, load_config
 from modelless.messages import ModelVersion, Profile
-from workers import builders
 from workers.builds import BuildError, build_key
 from workers.executor import ExecutionError
 
+pytestmark = pytest.mark.usefixtures("third_party")
+
 PLANTED = "m:1/planted"
-
-
-@pytest.fixture(autouse=True)
-def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    planted_builders.install(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    builders.installed.cache_clear()
-    yield
-    builders.installed.cache_clear()
 
 
 @pytest.fixture

@@ -6,32 +6,22 @@ import asyncio
 import os
 import pickle
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from worker_builders import CRASH, HANG, RAISE, X, Y, tensor, write_onnx, write_safetensors
+from worker_builders import CRASH, ENV, HANG, RAISE, X, Y, tensor, write_onnx, write_safetensors
 
 from workers.executor import ChildExecutor, EmulatedExecutor, ExecutionError, Executor, ExecutorDiedError, LoadSpec
 from workers.executors import Executors
 
-SUPPORT = str(Path(__file__).parents[1] / "support")
-ENV = os.environ | {"PYTHONPATH": SUPPORT}
 ROWS = (tensor(np.arange(8, dtype="f4").reshape(2, 4)),)
 
 
 def row(first: float) -> tuple[object, ...]:
     return (tensor(np.full((1, 4), first, "f4")),)
-
-
-@pytest.fixture
-async def child() -> AsyncIterator[ChildExecutor]:
-    executor = await ChildExecutor.spawn("cpu", 1, lambda _: None, ENV)
-    yield executor
-    await executor.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,15 +24,7 @@ from workers import builders, hardware
 from workers.executor import ChildExecutor, ExecutionError, LoadSpec
 from workers.formats import Array, FormatError, Source, refuse_foreign
 
-ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
 ROWS = np.random.default_rng(0).standard_normal((128, 3, 8, 8)).astype("<f4")
-
-
-@pytest.fixture
-async def child() -> AsyncIterator[ChildExecutor]:
-    executor = await ChildExecutor.spawn("cpu", 1, lambda _: None, ENV)
-    yield executor
-    await executor.close()
 
 
 @pytest.fixture

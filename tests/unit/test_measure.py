@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import planted_builders
 import pytest
 from worker_builders import X, Y, write_onnx
 
@@ -19,24 +17,16 @@ from modelless.accuracy import wilson
 from modelless.frames import BatchTensor
 from modelless.messages import Evaluation as Declared
 from modelless.messages import ModelVersion
-from workers import builders, measure
+from workers import measure
 from workers.evaluation import Evaluation
 from workers.executor import ChildExecutor, EmulatedExecutor, ExecutionError, LoadSpec
 from workers.measure import Bench, Measurement, MeasuringError
 
-SUPPORT = str(Path(__file__).parents[1] / "support")
 MODEL = ModelVersion("m", 1, "t", "onnx", "", "", 0, (X,), (Y,), Declared(), "digest")
 
 
 async def step(work: Callable[[], Awaitable[None]]) -> None:
     await work()
-
-
-@pytest.fixture
-async def child() -> AsyncIterator[ChildExecutor]:
-    executor = await ChildExecutor.spawn("cpu", 1, lambda _: None)
-    yield executor
-    await executor.close()
 
 
 @pytest.fixture
@@ -70,22 +60,17 @@ async def test_a_profile(child: ChildExecutor, spec: LoadSpec) -> None:
     assert profile.load_warm_ms > 0
 
 
+@pytest.mark.usefixtures("third_party")
 async def test_a_second_variant_in_the_same_process_is_measured_as_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    child: ChildExecutor, tmp_path: Path
 ) -> None:
     """What the first one left free is not counted as the second one's."""
-    planted_builders.install(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    builders.installed.cache_clear()
-    child = await ChildExecutor.spawn("cpu", 1, lambda _: None, os.environ | {"PYTHONPATH": SUPPORT})
     bulky = LoadSpec("m:1/bulky", "bulky", tmp_path / "m.onnx", (X,), (Y,), built=tmp_path / "m.bulky")
     for _ in range(3):
         profile = await Measurement(child, bulky, Bench(step), None).profile(MODEL, "cpu", 0.1, 2)
         assert profile.memory_bytes == pytest.approx(38e6, rel=0.2)
     with pytest.raises(ExecutionError, match="not loaded"):
         await child.run(bulky.variant, (BatchTensor("x", "FP32", (1, 4), bytes(16)),))
-    await child.close()
-    builders.installed.cache_clear()
 
 
 async def test_what_was_declared_is_believed(child: ChildExecutor, spec: LoadSpec) -> None:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import planted_builders
 import pytest
 from workshop_builders import Shop, model_of
 
 from modelless.config import Config, load_config
 from modelless.messages import Profile
-from workers import builders, workshop
+from workers import workshop
 
-
-@pytest.fixture(autouse=True)
-def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    planted_builders.install(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    builders.installed.cache_clear()
-    yield
-    builders.installed.cache_clear()
+pytestmark = pytest.mark.usefixtures("third_party")
 
 
 @pytest.fixture
