@@ -11,18 +11,16 @@ A canary is rolled back by either of two rules, the same test on two shares:
   ``latency_margin``. Times are not simply averaged: a canary's batches are smaller, and one long pause of the
   machine would be half of an average.
 
-The test asks for more than the margin with 95 % confidence: the lower bound of the difference of the two shares, by
-R. G. Newcombe's method 10 (Interval estimation for the difference between independent proportions, Stat. Med. 17,
-1998), which is made of Wilson's intervals and holds for small counts and shares near 0.
+The test asks for more than the margin with 95 % confidence: for the lower bound of the difference of the two shares
+(:func:`modelless.accuracy.difference_low`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
 
-from modelless.accuracy import wilson
+from modelless.accuracy import declared, difference_low, wilson
 from modelless.messages import Labels, Served
 
 SLOW_SHARE_MARGIN = 0.5
@@ -59,11 +57,10 @@ def exceeds(bad: int, of: int, bad_stable: int, of_stable: int, margin: float) -
     """
     if not of:
         return False
-    share, low = bad / of, wilson(bad, of).low
-    share_stable = high_stable = 0.0
+    stable, share_stable = declared(0.0), 0.0
     if of_stable:
-        share_stable, high_stable = bad_stable / of_stable, wilson(bad_stable, of_stable).high
-    return share - share_stable - sqrt((share - low) ** 2 + (high_stable - share_stable) ** 2) > margin
+        stable, share_stable = wilson(bad_stable, of_stable), bad_stable / of_stable
+    return difference_low(bad / of, wilson(bad, of), share_stable, stable) > margin
 
 
 def is_slow(execute_ms: float, expected_ms: float, labels: Labels) -> bool:

@@ -12,10 +12,9 @@ So the first label changes almost nothing, at ``EVEN_ROWS`` labelled rows no eva
 they do, and with a full count of them it weighs as 31 rows: enough labels win. The interval is Wilson's on all of it;
 that old rows are worth less makes it a little wider than it had to be, never narrower.
 
-**Drifted** is a variant whose labels say with 95 % confidence that it is less accurate than it was measured: the
-interval of the difference of the two shares (R. G. Newcombe, Interval estimation for the difference between independent
-proportions, Stat. Med. 17, 1998, method 10) lies above 0. It is one no more when the labels are back within the
-evaluation's own interval, so that an alarm does not flicker.
+**Drifted** is a variant whose labels say with 95 % confidence that it is less accurate than it was measured: the lower
+bound of the difference (:func:`modelless.accuracy.difference_low`) is above 0. It is one no more when the labels are
+back within the evaluation's own interval, so that an alarm does not flicker.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import hypot
 from typing import Literal, NamedTuple
 
-from modelless.accuracy import Interval, declared, wilson
+from modelless.accuracy import Interval, declared, difference_low, wilson
 from modelless.messages import Correction, Feedback, ModelVersion, Profile, split_variant
 
 ROWS_MAX = 2_000.0
@@ -178,7 +176,7 @@ def has_drifted(count: Count, evaluated: Evaluated) -> bool:
     if count.rows < DRIFT_ROWS_MIN:
         return False
     share = count.right / count.rows
-    measured, labelled = evaluated.interval, wilson(count.right, count.rows)
     if count.drifted:
-        return share < measured.low
-    return evaluated.accuracy - share > hypot(evaluated.accuracy - measured.low, labelled.high - share)
+        return share < evaluated.interval.low
+    labelled = wilson(count.right, count.rows)
+    return difference_low(evaluated.accuracy, evaluated.interval, share, labelled) > 0
