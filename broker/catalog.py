@@ -18,10 +18,10 @@ from broker.profiles import LatencyTable
 from broker.ranking import SIZES, Ranking, between
 from broker.usual import QUIET_MS, Usual, UsualOfGroup
 from broker.versions import Loaded, name_of, served, standing
+from modelless.accuracy import accuracy_of
 from modelless.messages import Correction, Labels, ModelVersion, Profile, Query, split_variant
 from modelless.tensors import Tensor, TensorSpec
 
-MS_PER_HOUR = 3_600_000.0
 SCALE_STEP = 0.03
 """By how much what is observed has to differ from what a candidate is ranked by."""
 ROWS_STEP = 0.25
@@ -39,7 +39,7 @@ TARGETS_MAX = 1_000
 class Candidate:
     """One variant on one class of hardware.
 
-    Its latency and cost, as they are chosen by, follow what its table learns in steps (:meth:`learned`), since each of
+    Its latency and cost, as they are chosen by, follow what is observed in steps (:meth:`is_outdated`), since each of
     them ranks it anew wherever it is ranked.
     """
 
@@ -57,7 +57,7 @@ class Candidate:
     usual: Usual | None = None
     """On its group, as it is chosen by; None: while nothing runs."""
     cost_per_1000_usual: float = field(init=False)
-    """Predicted USD per 1,000 rows in such batches."""
+    """Predicted USD per 1,000 rows in batches as large as is usual; the largest, while nothing runs."""
     lat_sampled_ms: tuple[float, ...] = field(init=False)
     """lat(b) at :data:`broker.ranking.SIZES`."""
     _scale: float = field(init=False)
@@ -404,28 +404,18 @@ class Catalog:
     def _candidate(self, profile: Profile, before: Candidate | None) -> Candidate | None:
         """The same one while nothing changed; what its table has learned stays as long as the batch times do."""
         model = self._models.get(split_variant(profile.variant)[0])
-        if model is None or profile.status != "ready" or profile.digest != model.digest or not profile.batches:
+        if model is None or profile.digest != model.digest or not profile.is_usable:
             return None
-        accuracy, accuracy_low = self._accuracy(model, profile)
-        price_per_ms = profile.price_per_hour / MS_PER_HOUR
+        price_per_ms = profile.price_per_ms
+        accuracy, (low, _) = accuracy_of(model, profile, self._corrections.get(profile.variant))
         table = LatencyTable(profile.batches)
         if before is not None and before.table.batches == profile.batches:
             known = (before.model, before.accuracy, before.accuracy_low, before.price_per_ms)
-            if known == (model, accuracy, accuracy_low, price_per_ms):
+            if known == (model, accuracy, low, price_per_ms):
                 return before
             table = before.table
         workers, usual = self._ready.get(profile.key, 0), self._ranked_by.get(profile.group)
-        return Candidate(
-            profile.variant, profile.group, model, accuracy, accuracy_low, table, price_per_ms, workers, usual
-        )
-
-    def _accuracy(self, model: ModelVersion, profile: Profile) -> tuple[float, float]:
-        """(what is said, what is chosen by)."""
-        correction = self._corrections.get(profile.variant)
-        if correction is not None and correction.digest == model.digest:
-            return correction.accuracy, correction.accuracy_low
-        accuracy = profile.accuracy if profile.accuracy is not None else (model.evaluation.accuracy or 0.0)
-        return accuracy, accuracy if profile.accuracy_low is None else profile.accuracy_low
+        return Candidate(profile.variant, profile.group, model, accuracy, low, table, price_per_ms, workers, usual)
 
     def _serve(self, name: str) -> None:
         """Who answers for a model may have changed."""

@@ -108,7 +108,8 @@ class Planner:
             model.key
             for profile in situation.profiles.values()
             if (model := situation.models.get(split_variant(profile.variant)[0])) is not None
-            and _is_ready(profile, model)
+            and profile.digest == model.digest
+            and profile.is_usable
         }
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
         default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
@@ -237,7 +238,7 @@ class _Group:
         self.items = [
             item(profile, self.made[profile.variant], situation.corrections.get(profile.variant))
             for _, profile in self.current()
-            if profile.status == "ready" and profile.batches
+            if profile.is_usable
         ]
 
     def before(self, worker: PlannedWorker) -> Assignment:
@@ -380,10 +381,6 @@ def _in_order(load: Sequence[str], before: Assignment | None) -> tuple[str, ...]
     if before is not None and set(before.load) == set(load):
         return before.load
     return tuple(load)
-
-
-def _is_ready(profile: Profile, model: ModelVersion) -> bool:
-    return profile.status == "ready" and bool(profile.batches) and profile.digest == model.digest
 
 
 def variants(model: ModelVersion, builders: Sequence[tuple[str, str]]) -> list[str]:

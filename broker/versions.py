@@ -52,7 +52,7 @@ class Standing:
 def standing(model: ModelVersion, profiles: Iterable[Profile], workers: Iterable[Loaded]) -> Standing:
     """Of one version, by its profiles and the workers that are linked."""
     fresh = [profile for profile in profiles if profile.digest == model.digest]
-    ready = [profile for profile in fresh if profile.status == "ready" and profile.batches]
+    ready = [profile for profile in fresh if profile.is_usable]
     loaded: set[Place] = set()
     planned: set[str] | None = None
     missing = 0

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import IntEnum
 from typing import NamedTuple
 
+from modelless.accuracy import accuracy_of
 from modelless.frontier import Point, frontier
 from modelless.labels import shadow_of
 from modelless.messages import Correction, Labels, ModelVersion, Profile
-
-MS_PER_HOUR = 3_600_000.0
+from modelless.variants import best_batch
 
 
 class Worth(IntEnum):
@@ -57,15 +57,10 @@ class Valued(NamedTuple):
 
 
 def item(profile: Profile, model: ModelVersion, correction: Correction | None) -> Item:
-    """What a ready profile says, and labels of answered queries where there are any."""
-    accuracy = profile.accuracy_low if profile.accuracy_low is not None else profile.accuracy
-    if accuracy is None:
-        accuracy = model.evaluation.accuracy or 0.0
-    if correction is not None and correction.digest == model.digest:
-        accuracy = correction.accuracy_low
-    row_ms = min(batch.p50_ms / batch.batch_size for batch in profile.batches)
-    cost = row_ms * profile.price_per_hour / MS_PER_HOUR * 1000
-    point = Point(accuracy, profile.batches[0].p50_ms, cost)
+    """What a profile that is usable says, and labels of answered queries where there are any."""
+    best = best_batch(profile)
+    assert best is not None
+    point = Point(accuracy_of(model, profile, correction).interval.low, profile.batches[0].p50_ms, best.cost)
     return Item(profile.variant, profile.key, model, profile.memory_bytes, point)
 
 

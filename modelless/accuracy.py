@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is: the Wilson score interval of a proportion.
+"""How accurate a variant is, and how sure that is: the Wilson score interval of a proportion.
 
 Evaluation sets are small, so two variants whose accuracies differ by a few rows may well be equally good; what is
 chosen by is the lower bound. Wilson's interval (E. B. Wilson, Probable inference, the law of succession, and
@@ -15,6 +15,8 @@ from __future__ import annotations
 from math import hypot, sqrt
 from typing import NamedTuple
 
+from modelless.messages import Correction, ModelVersion, Profile
+
 Z_95 = 1.959963984540054
 """Quantile of the standard normal distribution at 0.975: 95 % between its negative and itself."""
 
@@ -22,6 +24,13 @@ Z_95 = 1.959963984540054
 class Interval(NamedTuple):
     low: float
     high: float
+
+
+class Accuracy(NamedTuple):
+    said: float
+    """To callers, in a reply."""
+    interval: Interval
+    """Its lower end is chosen by."""
 
 
 def wilson(right: float, rows: float, z: float = Z_95) -> Interval:
@@ -44,6 +53,16 @@ def wilson(right: float, rows: float, z: float = Z_95) -> Interval:
 def declared(accuracy: float) -> Interval:
     """The interval of what an operator says: it is believed."""
     return Interval(accuracy, accuracy)
+
+
+def accuracy_of(model: ModelVersion, profile: Profile, correction: Correction | None) -> Accuracy:
+    """As labels of answered queries correct it, else as measured, else as declared, else 0."""
+    if correction is not None and correction.digest == model.digest:
+        return Accuracy(correction.accuracy, Interval(correction.accuracy_low, correction.accuracy_high))
+    said, low, high = profile.accuracy, profile.accuracy_low, profile.accuracy_high
+    if said is None:
+        said = model.evaluation.accuracy or 0.0
+    return Accuracy(said, Interval(said if low is None else low, said if high is None else high))
 
 
 def difference_low(share: float, interval: Interval, other: float, interval_of_other: Interval) -> float:

@@ -25,6 +25,7 @@ Prefer = Literal["cost", "accuracy", "latency"]
 OnMiss = Literal["reject", "late", "degrade"]
 PREFERENCES: tuple[Prefer, ...] = ("cost", "accuracy", "latency")
 ON_MISS: tuple[OnMiss, ...] = ("reject", "late", "degrade")
+MS_PER_HOUR = 3_600_000.0
 _NO_METADATA: Mapping[str, str] = {}
 
 
@@ -191,6 +192,15 @@ class Profile:
     @property
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether queries can be sent there, of a model whose digest is the profile's."""
+        return self.status == "ready" and bool(self.batches)
+
+    @property
+    def price_per_ms(self) -> float:
+        return self.price_per_hour / MS_PER_HOUR
 
 
 @dataclass(frozen=True, slots=True)

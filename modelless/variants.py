@@ -12,11 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from modelless.accuracy import Interval
+from modelless.accuracy import Accuracy, Interval, accuracy_of
 from modelless.frontier import Point, frontier
 from modelless.messages import Condition, Correction, Labels, ModelVersion, Profile, split_variant
-
-MS_PER_HOUR = 3_600_000.0
 
 
 class Known(Protocol):
@@ -67,22 +65,23 @@ class Variant:
     @property
     def measured(self) -> Interval | None:
         """What it was measured with."""
-        accuracy, low, high = self.profile.accuracy, self.profile.accuracy_low, self.profile.accuracy_high
-        if accuracy is None:
-            return None
-        return Interval(accuracy if low is None else low, accuracy if high is None else high)
+        return replace(self, correction=None).interval
 
     @property
     def accuracy(self) -> float | None:
         """As labels correct it, else as measured."""
-        return self.profile.accuracy if self.correction is None else self.correction.accuracy
+        return self._known and self._known.said
 
     @property
     def interval(self) -> Interval | None:
         """Of :attr:`accuracy`; its lower end is chosen by."""
-        if self.correction is None:
-            return self.measured
-        return Interval(self.correction.accuracy_low, self.correction.accuracy_high)
+        return self._known and self._known.interval
+
+    @property
+    def _known(self) -> Accuracy | None:
+        if self.profile.accuracy is None and self.correction is None:
+            return None
+        return accuracy_of(self.model, self.profile, self.correction)
 
     @property
     def state(self) -> str:
@@ -112,7 +111,7 @@ def best_batch(profile: Profile) -> Best | None:
         best.batch_size,
         best.p50_ms,
         1000 / row_ms if row_ms > 0 else float("inf"),
-        profile.price_per_hour / MS_PER_HOUR * row_ms * 1000,
+        profile.price_per_ms * row_ms * 1000,
     )
 
 

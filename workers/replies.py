@@ -10,7 +10,7 @@ from modelless import headers
 from modelless.codec import encode_reply
 from modelless.errors import OK
 from modelless.frames import BatchTensor, Item, ItemOutcome
-from modelless.messages import Reply, split_variant
+from modelless.messages import MS_PER_HOUR, Reply, split_variant
 from modelless.reply_template import ReplyTemplate
 from modelless.tensors import Tensor
 from workers import rows
@@ -18,7 +18,6 @@ from workers.device_queue import Answer, Run
 
 Headers = list[tuple[str, bytes]]
 Disposition = Literal["answered", "poisoned"]
-_MS_PER_HOUR = 3_600_000
 
 
 class Outgoing(NamedTuple):
@@ -93,7 +92,7 @@ def _example(
         variant=run.batch.variant,
         group=author.group,
         accuracy=run.batch.accuracy,
-        cost=author.price_per_hour / _MS_PER_HOUR * execute_ms / rows_run * rows_own,
+        cost=author.price_per_hour / MS_PER_HOUR * execute_ms / rows_run * rows_own,
         batch_size=rows_run,
         execute_ms=execute_ms,
     )

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from modelless.messages import OnMiss, Prefer
+from modelless.messages import MS_PER_HOUR, OnMiss, Prefer
 
 RATE_FIRST = 1 / 6
 BURST_FACTOR = 3.5
 BURSTS = (0.3, 0.6, 0.85)
 """When bursts begin, as shares of the whole time."""
-MS_PER_HOUR = 3_600_000.0
 BURST_SHARE = 0.05
 """How long a burst is, likewise: a second of twenty."""
 
