@@ -3,7 +3,7 @@
 * ``modelless`` imports neither ``broker`` nor ``workers``, but for the command's modules, inside functions;
 * ``broker`` and ``workers`` import ``modelless`` and themselves, never each other;
 * ``simulator`` plays the pure modules of all of them, and nobody imports it but the command's modules;
-* pure modules import the standard library, numpy, msgpack and other pure modules; no event loop and no clock;
+* pure modules import the standard library, numpy, scipy, msgpack and other pure modules; no event loop and no clock;
 * a client and ``--help`` need no extra.
 """
 
@@ -33,6 +33,8 @@ PURE = frozenset(
         "broker.intake",
         "broker.ledger",
         "broker.offsets",
+        "broker.placement",
+        "broker.placement_model",
         "broker.planner",
         "broker.profiles",
         "broker.ranking",
@@ -73,7 +75,7 @@ PURE = frozenset(
         "workers.rows",
     }
 )
-PURE_LIBRARIES = frozenset({"numpy", "msgpack"})
+PURE_LIBRARIES = frozenset({"numpy", "msgpack", "scipy"})
 IMPURE_STANDARD = frozenset(
     {
         "asyncio",
