@@ -21,7 +21,8 @@ that prefer accuracy or degrade, times 1 for the others) less at most 1 % of it 
 holds still what would only swing.
 
 **Pools.** Workers of a group are alike, so a pool is a group, and its copies are packed onto its workers: what is
-loaded stays where it is, the rest goes largest first to the worker with the least to do, or where it fits. If that
+loaded stays where it is, the rest goes largest first to the worker with the least to do, or, if not all fit so, where
+the least room is left. If that
 fails, the pool gets less memory in the model, and it is solved again. Such a model can promise more than its packing
 keeps (two variants on one worker share its time); where that matters and there are few workers, it is solved once more
 with every worker a pool of its own, which is exact. Where there are many choices, the relaxation says first which are
@@ -29,16 +30,17 @@ of any use. What is packed is routed by a LP that tells apart workers by what th
 
 **Prices** are goodness per device millisecond: what one more millisecond would add. 0 where there is room. To choose
 by ``score = value - price * row_ms`` makes a query give way to others that need the device more; for a class that
-prefers cost, value is the same for all variants that meet its floor, so that the least ``price * row_ms`` wins, and cost
+prefers cost, value is the same for all variants that meet its floor: the least ``price * row_ms`` wins, and cost
 decides where that is 0. An answer is worth 0 to 1, so a price is comparable between classes, whatever they prefer; a
 cost in USD is not, and stays outside of it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,6 +176,12 @@ class _Pool:
         return sum(variant in self.group.loaded[worker] for worker in self.workers)
 
 
+class _Copies(NamedTuple):
+    number: int
+    busy_ms: float
+    """A second, of each."""
+
+
 class _Model:
     """The matrix of the module's formula. Columns, pool by pool: n, new, y."""
 
@@ -185,6 +193,8 @@ class _Model:
         ceiling: list[NDArray[np.float64]] = [rates]
         costs, uppers, whole = [], [], []
         self.slices: list[tuple[NDArray[np.int64], int]] = []
+        self.flows: list[NDArray[np.int64]] = []
+        self.flow_columns: list[int] = []
         row, column = len(rates), 0
         pairs, device_ms = asked.pairs, asked.device_ms
         for pool in pools:
@@ -225,6 +235,8 @@ class _Model:
             uppers += [np.full(2 * count, float(workers)), rates[pairs.of_class[mine]]]
             whole += [np.ones(count), np.zeros(count + flows)]
             self.slices.append((own, column))
+            self.flows.append(mine)
+            self.flow_columns.append(column + 2 * count)
             column += 2 * count + flows
         self.cost = np.concatenate(costs)
         self.upper = np.concatenate(uppers)
@@ -248,7 +260,7 @@ class _Model:
         done = linprog(self.cost, A_ub=self.matrix, b_ub=self.ceiling, bounds=np.stack([0 * self.upper, self.upper]).T)
         return None if done.x is None else (self._copies(done.x), -float(done.fun))
 
-    def solved(self) -> tuple[list[dict[int, int]], float] | None:
+    def solved(self) -> tuple[list[dict[int, _Copies]], float] | None:
         """(copies by choice of each pool, bound of the objective); None if nothing was found in time."""
         options = self.asked.options
         done = milp(
@@ -261,7 +273,11 @@ class _Model:
         if done.x is None:
             return None
         bound = -float(done.mip_dual_bound if done.mip_dual_bound is not None else done.fun)
-        copies = [{j: round(n) for j, n in each.items() if round(n)} for each in self._copies(done.x)]
+        copies = []
+        for of_pool, pairs, first in zip(self._copies(done.x), self.flows, self.flow_columns, strict=True):
+            choice, ms = self.asked.pairs.of_choice[pairs], self.asked.pairs.row_ms[pairs]
+            busy_ms = np.bincount(choice, ms * done.x[first : first + pairs.size], len(self.asked.choices))
+            copies.append({j: _Copies(round(n), float(busy_ms[j]) / round(n)) for j, n in of_pool.items() if round(n)})
         return copies, bound
 
     def _copies(self, x: NDArray[np.float64]) -> list[dict[int, float]]:
@@ -311,7 +327,7 @@ def _solve_and_pack(asked: Problem, pools: Sequence[_Pool], kept: NDArray[np.boo
             packed, left_mb = _packed(asked, pool, of_pool)
             load.update(packed)
             total_mb = len(pool.workers) * pool.group.memory_mb
-            planned_mb = sum(asked.choices[j].memory_mb * n for j, n in of_pool.items())
+            planned_mb = sum(asked.choices[j].memory_mb * each.number for j, each in of_pool.items())
             smaller.append(replace(pool, memory_share=(planned_mb - left_mb) / total_mb) if left_mb else pool)
         found.append(_routed(asked, load))
         if smaller == list(pools):
@@ -320,7 +336,7 @@ def _solve_and_pack(asked: Problem, pools: Sequence[_Pool], kept: NDArray[np.boo
     return bound
 
 
-def _packed(asked: Problem, pool: _Pool, copies: Mapping[int, int]) -> tuple[dict[str, Set[str]], float]:
+def _packed(asked: Problem, pool: _Pool, copies: Mapping[int, _Copies]) -> tuple[dict[str, Set[str]], float]:
     """(what each worker of the pool loads, memory of the copies that found no place)."""
     best: tuple[dict[str, Set[str]], float] | None = None
     for is_spread in (True, False):
@@ -334,38 +350,35 @@ def _packed(asked: Problem, pool: _Pool, copies: Mapping[int, int]) -> tuple[dic
 
 
 def _pack(
-    asked: Problem, pool: _Pool, copies: Mapping[int, int], *, is_spread: bool
+    asked: Problem, pool: _Pool, copies: Mapping[int, _Copies], *, is_spread: bool
 ) -> tuple[dict[str, Set[str]], float]:
     load: dict[str, set[str]] = {worker: set() for worker in pool.workers}
     free_mb = dict.fromkeys(pool.workers, pool.group.memory_mb)
-    planned: Counter[str] = Counter()
+    busy_ms = dict.fromkeys(pool.workers, 0.0)
     left_mb = 0.0
 
-    def put(worker: str, variant: str, memory_mb: float) -> bool:
+    def put(worker: str, variant: str, memory_mb: float, more_ms: float = 0.0) -> bool:
         if variant in load[worker] or memory_mb > free_mb[worker] + EPSILON:
             return False
         load[worker].add(variant)
         free_mb[worker] -= memory_mb
+        busy_ms[worker] += more_ms
         return True
 
-    rest = []
-    for j, n in sorted(copies.items(), key=lambda item: (-asked.choices[item[0]].memory_mb, item[0])):
-        choice = asked.choices[j]
-        for worker in pool.workers:
-            if n and choice.variant in pool.group.loaded[worker] and put(worker, choice.variant, choice.memory_mb):
-                planned[worker] += 1
-                n -= 1
-        rest += [choice] * n
-    for choice in rest:
-        if is_spread:
-            order = sorted(pool.workers, key=lambda worker: (planned[worker], -free_mb[worker]))
-        else:
-            order = sorted(pool.workers, key=lambda worker: free_mb[worker])
-        for worker in order:
-            if put(worker, choice.variant, choice.memory_mb):
-                planned[worker] += 1
-                break
-        else:
+    rest: list[tuple[Choice, float]] = []
+    for j, (number, ms) in sorted(copies.items(), key=lambda item: (-item[1].busy_ms, item[0])):
+        choice, missing = asked.choices[j], number
+        for worker in sorted(pool.workers, key=lambda worker: busy_ms[worker]):
+            if missing and choice.variant in pool.group.loaded[worker]:
+                missing -= put(worker, choice.variant, choice.memory_mb, ms)
+        rest += [(choice, ms)] * missing
+    if is_spread:
+        rest.sort(key=lambda each: -each[1] / asked.device_ms - each[0].memory_mb / pool.group.memory_mb)
+    else:
+        rest.sort(key=lambda each: -each[0].memory_mb)
+    for choice, ms in rest:
+        order = sorted(pool.workers, key=(busy_ms if is_spread else free_mb).__getitem__)
+        if not any(put(worker, choice.variant, choice.memory_mb, ms) for worker in order):
             left_mb += choice.memory_mb
     for worker in pool.workers:  # what is there stays while there is room
         for variant in sorted(pool.group.loaded[worker]):
