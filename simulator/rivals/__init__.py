@@ -1,0 +1,1 @@
+"""Policies that others published, each by its source's rule."""
