@@ -93,7 +93,7 @@ class Options:
     section 4: ``2 lat(b) <= SLO``): a query waits for the batch that runs, then runs. 1: nobody waits."""
     period_ms: float = 30_000.0
     """The plan is for so long; a load of ``load_ms`` takes its share of it."""
-    load_gain_min: float = 0.02
+    load_gain_min: float = 0.05
     """A new copy must be worth this share of the most that it could serve: hysteresis."""
     gap: float = 1e-4
     """The answer may be worse than the best one by this share."""

@@ -80,7 +80,7 @@ def bound(
 
     Args:
         queries: sorted by arrival.
-        bin_ms: length of a bin; default the shortest latency that anything can meet. Shorter is a little tighter, and slower.
+        bin_ms: length of a bin; default the shortest latency that anything can meet. Shorter is tighter and slower.
         variables_max: of one LP; smaller is faster and less tight.
     """
     if not queries:

@@ -4,7 +4,8 @@ Both ask :mod:`broker.placement` for a placement for the demand that they know, 
 floor; every answer counts as its accuracy, since that is what they are compared by. Demand has bursts that its mean
 hides, and the MILP knows neither queues nor variance. So a few plans are made (:data:`PLANS`: of mean demand and of
 busy moments, with more or less of the devices' time, with or without time to wait for a running batch), each is played
-on the arrivals that are known, and the one with the most goodness is kept.
+on the arrivals that are known, and the one with the most goodness is kept. Memory that a plan leaves is filled with
+more copies of what it uses.
 
 * ``static-hindsight`` knows all arrivals, and has its placement for nothing at time 0 when it is played with what
   :meth:`StaticHindsight.placement_for` says; otherwise it loads it from time 0 on.
@@ -23,7 +24,7 @@ its median if none does; heads that cannot be in time are dropped.
 from __future__ import annotations
 
 from bisect import insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -92,7 +93,36 @@ def planned(
     ]
     options = Options(utilisation_max, runs_per_latency, load_gain_min=1e-6, gap=3e-3, time_limit_s=SOLVE_S)
     found = place(demands, choices, groups, options)
-    return Plan({worker: list(variants) for worker, variants in found.load.items()}, _shares(found, rates))
+    return Plan(_filled(found.load, fleet, portfolio, rates), _shares(found, rates))
+
+
+def _filled(
+    load: Placement, fleet: Sequence[GroupSpec], portfolio: Portfolio, rates: Mapping[Class, float]
+) -> dict[str, list[str]]:
+    """More copies of what the plan uses, where memory is left: first of what has the most demand for each copy.
+
+    The MILP loads no more than its demand needs, but bursts do.
+    """
+    filled = {worker: list(variants) for worker, variants in load.items()}
+    demand: dict[str, float] = defaultdict(float)
+    for (task, *_), rate in rates.items():
+        demand[task] += rate
+    copies = Counter(variant for variants in load.values() for variant in variants)
+    used = {p.key: p for p in portfolio.profiles if p.variant in copies}
+    for spec in fleet:
+        for worker in spec.worker_names:
+            own = filled[worker]
+            free_mb = spec.memory_mb - sum(used[variant, spec.name].memory_mb for variant in own)
+            while True:
+                fitting = [p for p in used.values() if p.group == spec.name and p.variant not in own
+                           and p.memory_mb <= free_mb]  # fmt: skip
+                if not fitting:
+                    break
+                best = max(fitting, key=lambda p: (demand[p.task] / copies[p.variant], p.variant))
+                own.append(best.variant)
+                copies[best.variant] += 1
+                free_mb -= best.memory_mb
+    return filled
 
 
 def _rates(portfolio: Portfolio, queries: Sequence[SimulatedQuery], quantile: float | None) -> dict[Class, float]:
