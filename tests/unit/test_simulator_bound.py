@@ -70,6 +70,15 @@ def test_overload_is_bounded_by_perfect_batches() -> None:
     assert found.goodness == pytest.approx(0.6 * found.in_time, rel=1e-6)
 
 
+def test_a_class_is_as_quick_as_its_quickest() -> None:
+    """Of two in one bin, only one has company: a batch of two and one alone are all that fits."""
+    queries = sorted_queries(
+        SimulatedQuery(0, "t", at, latency_ms, 0.0) for at, latency_ms in ((0.0, 10.5), (0.0, 10.5), (9.0, 10.5))
+    )
+    single = Portfolio((profile("only", 1.0, 10.0, 0.0, sizes=(1, 2)),))
+    assert bound(ONE, single, queries, bin_ms=20.0).in_time > 0.999
+
+
 def test_parts_bound_too_and_are_not_much_worse() -> None:
     queries = asked(*np.sort(np.random.default_rng(1).uniform(0, 20_000.0, 6000)))
     whole = bound(ONE, Portfolio((FAST, GOOD)), queries, variables_max=10**9)

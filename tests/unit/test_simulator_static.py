@@ -65,12 +65,11 @@ def test_a_burst_that_the_mean_hides_is_planned_for() -> None:
     bursty = asked([0.0, *np.arange(10_000, 10_500, 5.0), 20_000.0])
     mean = planned(TWO, Portfolio((FAST, GOOD)), sorted_queries(bursty), 0.95, 1.0, None)
     assert all(set(variants) == {"good"} for variants in mean.placement.values() if variants)
-    placement = hindsight(bursty, FAST, GOOD)
-    best = goodness(bursty)
     again = asked([query.arrival_ms for query in bursty])
     play(Static(mean), again, FAST, GOOD, placement=mean.placement)
-    assert best >= goodness(again)
-    assert placement
+    hindsight(bursty, FAST, GOOD)
+    assert goodness(again) < 0.5
+    assert goodness(bursty) > 0.65
 
 
 def test_no_other_placement_of_one_variant_each_is_better() -> None:
