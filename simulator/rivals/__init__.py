@@ -1,1 +1,26 @@
-"""Policies that others published, each by its source's rule."""
+"""Rivals, each from its paper's or source's rule, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulator.rivals.batching import Clipper, Clockwork, Nexus, ProteusBatching, Symphony
+from simulator.rivals.fixed import BestTuned, Eager, FixedAccurate, FixedBatch, FixedCheapest, NoBatching
+from simulator.world import Policy
+
+RIVALS: dict[str, Callable[[], Policy]] = {
+    rival.name: rival
+    for rival in (
+        FixedAccurate,
+        FixedCheapest,
+        NoBatching,
+        FixedBatch,
+        BestTuned,
+        Eager,
+        Clipper,
+        Nexus,
+        Symphony,
+        Clockwork,
+        ProteusBatching,
+    )
+}
