@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from simulator.rivals.batching import Clipper, Clockwork, Nexus, ProteusBatching, Symphony
 from simulator.rivals.fixed import BestTuned, Eager, FixedAccurate, FixedBatch, FixedCheapest, NoBatching
+from simulator.rivals.proteus import Proteus
 from simulator.world import Policy
 
 RIVALS: dict[str, Callable[[], Policy]] = {
@@ -22,5 +23,6 @@ RIVALS: dict[str, Callable[[], Policy]] = {
         Symphony,
         Clockwork,
         ProteusBatching,
+        Proteus,
     )
 }
