@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from simulator.rivals.batching import Clipper, Clockwork, Nexus, ProteusBatching, Symphony
 from simulator.rivals.fixed import BestTuned, Eager, FixedAccurate, FixedBatch, FixedCheapest, NoBatching
+from simulator.rivals.infaas import Infaas
 from simulator.rivals.proteus import Proteus
 from simulator.world import Policy
 
@@ -23,6 +24,7 @@ RIVALS: dict[str, Callable[[], Policy]] = {
         Symphony,
         Clockwork,
         ProteusBatching,
+        Infaas,
         Proteus,
     )
 }

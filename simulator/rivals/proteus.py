@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -46,7 +47,8 @@ def solve(
 
     Proteus (ASPLOS'24), section 4: maximise the accuracy of what is served, subject to: each device has one variant;
     what goes to a variant is within its capacity; all demand is served. Identical devices are counted, not told apart
-    (the same optimum, far fewer variables). Devices that the demand does not need are filled with capacity.
+    (the same optimum, far fewer variables). Devices that the demand does not need are given to the variants of their
+    group that are used most, one after another: the source leaves them to the solver, which has no preference.
 
     Args:
         demand_qps: by class.
@@ -60,7 +62,6 @@ def solve(
     column = {key: index for index, key in enumerate(keys)}
     reward = np.zeros(counts + len(flows))
     capacity = np.array([capacity_qps[key] for key in keys])
-    reward[:counts] = 1e-4 * capacity / capacity.max() / max(1, sum(workers.values()))
     within, one_each = np.zeros((counts, reward.size)), np.zeros((len(workers), reward.size))
     within[range(counts), range(counts)] = -capacity
     for row, group in enumerate(workers):
@@ -89,7 +90,16 @@ def solve(
     for (each, profile), qps in zip(flows, result.x[counts:], strict=True):
         if qps > 1e-6 * demand_qps[each]:
             shares[each][profile.key] = float(qps)
-    placed = {key: round(number) for key, number in zip(keys, result.x[:counts], strict=True) if round(number)}
+    load_qps: dict[Key, float] = defaultdict(float)
+    for by_key in shares.values():
+        for key, qps in by_key.items():
+            load_qps[key] += qps
+    placed = {key: max(1, ceil(qps / capacity_qps[key] - 1e-6)) for key, qps in load_qps.items()}
+    for group, number in workers.items():
+        here = [key for key in placed if key[1] == group]
+        for _ in range(number - sum(placed[key] for key in here)):
+            if here:
+                placed[max(here, key=lambda key: load_qps[key] / placed[key] / capacity_qps[key])] += 1
     return Plan(placed, shares, 1.0)
 
 
@@ -115,6 +125,7 @@ class Proteus(ProteusBatching):
     decay = 1.6
     beta = 1.05
     beta_step = 0.05
+    burst_growth = 1.2
 
     def start(self, world: World) -> None:
         self.world, portfolio = world, world.portfolio
@@ -132,7 +143,7 @@ class Proteus(ProteusBatching):
         self.plans = 0
         self._routes: dict[QueryClass, list[tuple[Key, float]]] = {}
         self._sent_to: dict[tuple[QueryClass, Key], float] = defaultdict(float)
-        self._planned_ms = 0.0
+        self._planned_ms = self._planned_qps = 0.0
         self._stale = False
         given = {name: sorted(device.loaded) for name, device in world.devices.items() if device.loaded}
         if given:
@@ -227,7 +238,9 @@ class Proteus(ProteusBatching):
             world.at(world.now_ms + self.tick_ms, self._tick)
 
     def _burst(self, now_qps: Mapping[QueryClass, float]) -> bool:
-        """Whether some task got more than was planned for it. No burst if the plan already could not do more."""
+        """Whether some task got more than its devices can do; if even the last plan could not, much more than then."""
+        if self.plan.scale < 1.0 and sum(now_qps.values()) <= self.burst_growth * self._planned_qps:
+            return False
         able: dict[str, float] = defaultdict(float)
         for key, number in self.plan.devices.items():
             able[self.world.portfolio.by_key[key].task] += number * self.capacity_qps[key]
@@ -238,6 +251,7 @@ class Proteus(ProteusBatching):
 
     def _replan(self, demand_qps: dict[QueryClass, float]) -> None:
         self._planned_ms, self._stale = self.world.now_ms, False
+        self._planned_qps = sum(demand_qps.values())
         workers: dict[str, int] = {}
         for device in self.world.devices.values():
             workers[device.group] = workers.get(device.group, 0) + device.alive
