@@ -154,6 +154,21 @@ def test_every_rival_keeps_the_contract_through_faults(name: str) -> None:
     assert all(query.outcome == "refused" for query in asked if query.task == "unknown")
 
 
+@pytest.mark.parametrize("name", RIVALS)
+def test_what_was_lost_with_a_worker_is_run_elsewhere_or_when_it_is_back(name: str) -> None:
+    """Device 0 is lost in the middle of every batch that it could run; later all are lost, and come back empty."""
+    queries = [SimulatedQuery(0, "t", 10.0 * index, 9000.0, 0.0) for index in range(20)]
+    faults = [Fault(8003.0 if name in ("symphony", "proteus", "proteus-batching") else 3.0, "lost", "gpu-0")]
+    asked, _ = play(RIVALS[name](), queries, workers=2, faults=faults)
+    assert [query.outcome for query in asked] == ["in_time"] * 20
+    faults = [Fault(3.0, "lost", "gpu-0"), Fault(4.0, "lost", "gpu-1"), Fault(500.0, "back", "gpu-1")]
+    later = [SimulatedQuery(0, "t", 2000.0 + 10.0 * index, 9000.0, 0.0) for index in range(20)]
+    asked, world = play(RIVALS[name](), later, workers=2, faults=faults)
+    assert {query.worker for query in asked if query.batch} == {"gpu-1"}
+    assert sum(query.outcome == "in_time" for query in asked) >= 1
+    assert [load.worker for load in world.loads] == ["gpu-1"]
+
+
 def test_a_placement_and_shares_can_be_given() -> None:
     profiles = family(memory_mb=10.0)
     given = {"gpu-0": ["t-0", "t-3"], "gpu-1": ["t-3"]}
@@ -335,6 +350,23 @@ def test_clockwork_never_runs_what_cannot_finish(kind: str) -> None:
     assert 0.3 < missed(asked) < 0.8
     eager, _ = play(Eager(), arrivals(kind, 1500.0, 10_000, latency_ms=60.0), workers=1)
     assert missed(eager) > missed(asked) and any(query.outcome == "late" for query in eager)
+
+
+def test_clockwork_refuses_on_arrival_what_no_device_can_finish() -> None:
+    refused_ms: list[float] = []
+    queries = [SimulatedQuery(0, "t", 0.0, 100.0) for _ in range(32)] + [SimulatedQuery(0, "t", 5.0, 30.0)]
+    policy = Clockwork()
+    start = policy.start
+
+    def watched(world: World) -> None:
+        start(world)
+        refuse = world.refuse
+        world.refuse = lambda query: (refused_ms.append(world.now_ms), refuse(query))  # type: ignore[method-assign,assignment]
+
+    policy.start = watched  # type: ignore[method-assign]
+    blocker = profile(5.0, 1.0, sizes=(32,))
+    play(policy, queries, [blocker])
+    assert refused_ms == [5.0]
 
 
 def test_clockwork_admits_by_the_tail() -> None:
