@@ -17,11 +17,11 @@ class Clipper(Rival):
     latter, one queue that is too long makes batches smaller, and the queue longer, for ever. A batch leaves as soon as
     its device is idle (section 4.3.2: no batch delay by default), with at most that many rows. Only a full batch tells
     that a larger one would be possible. Queries whose deadline has passed are dropped, and only these: the lazy drop
-    that Nexus (SOSP'19, section 4.3) describes.
+    that Nexus (SOSP'19) describes.
 
     Args:
         step: rows per increase.
-        wait: a batch leaves only when it is full, as in the comparison that Proteus (ASPLOS'24, section 6.4) ran; its
+        wait: a batch leaves only when it is full, as in the comparison that Proteus (ASPLOS'24) ran; its
             source: core/predictor.py, ``batching_algo == 'aimd'``.
     """
 
@@ -66,8 +66,8 @@ class Clipper(Rival):
 class Nexus(Rival):
     """Early drop: heads that would keep the batch small are dropped, before their deadline.
 
-    Nexus (SOSP'19), section 4.3 and 6.3; source: src/nexus/backend/model_exec.cpp, ``GetBatchTaskSlidingWindow``:
-    with the planned size (the largest b with ``2 * lat(b)`` in the latency, section 4.1) or, if fewer wait, with
+    Nexus (SOSP'19); source (github.com/uwsampl/nexus): src/nexus/backend/model_exec.cpp, ``GetBatchTaskSlidingWindow``:
+    with the planned size (the largest b with ``2 * lat(b)`` in the latency) or, if fewer wait, with
     all of them, whoever's deadline is before the end of such a batch is dropped; fewer left make it shorter.
     A batch leaves as soon as its device is idle.
 
@@ -111,21 +111,22 @@ class Nexus(Rival):
 class Symphony(Nexus):
     """Deferred batching: a batch leaves in the window ``[D - lat(b + 1), D - lat(b)]``, D its earliest deadline.
 
-    Symphony (Chen and others, arXiv 2308.07470, section 3): before that window another query could still join, after
+    Symphony (Chen and others, arXiv 2308.07470): before that window another query could still join, after
     it the head would be late. When the window opens, the idle device with the lowest number takes the batch; when a
     device becomes idle, it takes of the batches whose window is open the one whose window closes first.
     The batch is then as large as its head allows. Which heads are given up is a flag in the released source
-    (nexus/dispatcher/batch_policy.cpp, ``DropPolicy``).
+    (github.com/abcdabcd987/nexus, nexus/dispatcher/batch_policy.cpp, ``DropPolicy``).
 
     Seen here, latency 25 ms, lat(b) = 5 + b ms, 8 devices, Poisson, goodput at 1 % misses: one model 1.5 times that of
-    eager batching, as the paper says. With 10 models on these devices 0.8 to 0.9 times: the windows are one more
-    query's time wide, and when all devices are busy just then, heads are lost. That does not reproduce the paper's
-    figures for many models; eager batching here has one queue per model for all devices, which its rivals had not.
+    eager batching, as the paper says. With 10 models on these devices 0.9 times, with 20 slower ones 0.6 times: the
+    windows are one more query's time wide, and when all devices are busy just then, heads are lost. That does not
+    reproduce the paper's figures for many models; eager batching here has one queue per model for all devices, which
+    the eager systems of the paper had not.
 
     Args:
         drop: ``timeout`` (kDropTimeout): heads that would be late even alone; better with many models.
             ``window`` (kWindowDrop): heads that keep the batch below the largest b with ``(1 + 1/n) * lat(b)`` in
-            the latency on n devices (section 3.2: staggered), or below what waits; better for one model overloaded.
+            the latency on n staggered devices, or below what waits; better for one model overloaded.
     """
 
     name = "symphony"
@@ -165,7 +166,7 @@ class Symphony(Nexus):
 class Clockwork(Rival):
     """One batch at a time per device, and only what will finish in time; all else is refused.
 
-    Clockwork (OSDI'20), sections 4.4 and 5.3: execution is predictable, so the controller knows when each device is
+    Clockwork (OSDI'20), section 5.3: execution is predictable, so the controller knows when each device is
     free and how long each batch will take (here: the profile's 99th percentile, its controller: a high percentile of
     the last measurements). For every query and every profiled batch size there is a latest start, ``D - lat(b)``;
     an idle device gets the batch with the earliest one that is still to come. A query that no device can finish in
@@ -225,9 +226,10 @@ class Clockwork(Rival):
 class ProteusBatching(Nexus):
     """Deadline-driven and not work-conserving: q queries wait until ``D - lat(q + 1)``, D the head's deadline.
 
-    Proteus (ASPLOS'24), section 5; source: core/predictor.py, ``batching_algo == 'accscale'``: a batch leaves
-    when one more query would make the head miss, or when it has the largest size with ``2 * lat(b)`` in the latency;
-    heads that would be late with all that wait are dropped (``pop_while_first_expires``).
+    Proteus (ASPLOS'24); source (github.com/UMass-LIDS/Proteus): core/predictor.py, ``batching_algo ==
+    'accscale'``: a batch leaves when one more query would make the head miss, or when it has the largest size with
+    ``2 * lat(b)`` in the latency; heads that would be late with all that wait are dropped
+    (``pop_while_first_expires``).
     """
 
     name = "proteus-batching"

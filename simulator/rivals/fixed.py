@@ -27,7 +27,7 @@ class Eager(Rival):
 class FixedAccurate(Eager):
     """The most accurate variant on every group: what a user chooses who looks at accuracy alone.
 
-    Clipper-HA in Proteus (ASPLOS'24, section 6.1).
+    Clipper-HA in Proteus (ASPLOS'24).
     """
 
     name = "fixed-accurate"
@@ -39,7 +39,7 @@ class FixedAccurate(Eager):
 class FixedCheapest(Eager):
     """The variant with the most rows per second, so the cheapest per row, on every group.
 
-    Clipper-HT in Proteus (ASPLOS'24, section 6.1), but of the variants that meet the median floor of the task's
+    Clipper-HT in Proteus (ASPLOS'24), but of the variants that meet the median floor of the task's
     queries: else it would only refuse where the contract has a floor.
     """
 

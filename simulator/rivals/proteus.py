@@ -45,10 +45,10 @@ def solve(
 ) -> Plan | None:
     """Place variants and divide demand so that mean accuracy is highest; None if that demand cannot be met.
 
-    Proteus (ASPLOS'24), section 4: maximise the accuracy of what is served, subject to: each device has one variant;
-    what goes to a variant is within its capacity; all demand is served. Identical devices are counted, not told apart
-    (the same optimum, far fewer variables). Devices that the demand does not need are given to the variants of their
-    group that are used most, one after another: the source leaves them to the solver, which has no preference.
+    Proteus (ASPLOS'24), algorithms/ilp.py: maximise the accuracy of what is served, subject to: each device has one
+    variant; what goes to a variant is within its capacity; all demand is served. Identical devices are counted, not
+    told apart (the same optimum, far fewer variables). Devices that the demand does not need are given to the variants
+    of their group that are used most, one after another: the source leaves them to the solver, which has no preference.
 
     Args:
         demand_qps: by class.
@@ -106,7 +106,7 @@ def solve(
 class Proteus(ProteusBatching):
     """Accuracy scaling with a MILP every 30 s and at a burst, and deadline-driven batching.
 
-    Proteus (Ahmad and others, ASPLOS'24), sections 3 to 5; source: algorithms/ilp.py, core/predictor.py,
+    Proteus (Ahmad and others, ASPLOS'24); source (github.com/UMass-LIDS/Proteus): algorithms/ilp.py, core/predictor.py,
     core/simulator.py. Capacity of a device is that of the largest b with ``2 * lat(b)`` in the task's latency. Demand
     is an average of counts per second (``ewma_decay`` 1.6, there the centre of mass), times ``beta`` 1.05; what is
     infeasible is lowered in steps of 0.05 and solved again. A burst is a second in which a task got more than

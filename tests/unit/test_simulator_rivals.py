@@ -257,7 +257,7 @@ def test_fixed_variants_are_the_extremes_that_the_floor_allows() -> None:
 
 
 def test_clipper_converges_to_the_largest_batch_within_the_objective() -> None:
-    """Clipper, figure 4: AIMD stays within 10 % of the batch that takes as long as the objective, and seldom above."""
+    """Clipper: AIMD stays within 10 % of the batch that takes as long as the objective, and seldom above."""
     small = profile(5.0, 1.0, sizes=tuple(range(1, 65)))
     policy, sizes = Clipper(), []
     arrived = policy.arrived
@@ -271,34 +271,35 @@ def test_clipper_converges_to_the_largest_batch_within_the_objective() -> None:
 
 @pytest.mark.parametrize("kind", ["poisson", "gamma"])
 def test_aimd_misses_several_times_more_than_waiting_for_deadlines(kind: str) -> None:
-    """Proteus, section 6.4, on Poisson and Gamma (0.05): AIMD 3.8 and 4 times, early drop 2 and 3 times the violations.
+    """Proteus, on Poisson and Gamma (0.05): AIMD 3.8 and 4 times, early drop 2 and 3 times the violations.
 
-    Seen here, on 4 devices near their capacity: AIMD 3 to 25 times. Early drop is not reproduced: 0.9 to 1.4 times, as
-    its own source has it, since with exact profiles both drop the same heads. The comparison's early drop counts the
+    Seen here, on 4 devices, AIMD: Poisson at 1.05 times their capacity 4.7 times, at 1.2 times 1.9; Gamma at 0.7 of it
+    5.8 times, at 0.9 2.9; more the less there is to do. Early drop is not reproduced: 1.0 to 1.4 times as its own
+    source has it, since with exact profiles both drop the same heads. The comparison's early drop counts the
     head's deadline anew from the end of each batch (``clock + first_request_deadline``), which loses queries.
     """
-    load = {"poisson": 0.98, "gamma": 0.7}[kind]
+    load = {"poisson": 1.05, "gamma": 0.8}[kind]
     one = [profile(20.0, 2.0)]
     capacity_qps = 4 * 1000.0 * 8 / one[0].lat_ms(8)
     miss = {
         make.__name__: missed(play(make(), arrivals(kind, load * capacity_qps, 20_000), one, workers=4)[0])
         for make in (ProteusBatching, Nexus, Clipper)
     }
-    assert 3.0 * miss["ProteusBatching"] < miss["Clipper"] < 50.0 * max(miss["ProteusBatching"], 0.005)
-    assert miss["Nexus"] == pytest.approx(miss["ProteusBatching"], rel=0.5, abs=0.005)
+    assert 3.0 * miss["ProteusBatching"] < miss["Clipper"] < 6.0 * miss["ProteusBatching"]
+    assert miss["Nexus"] == pytest.approx(miss["ProteusBatching"], rel=0.5)
 
 
 def test_on_uniform_arrivals_all_batching_is_equal() -> None:
-    """Proteus, section 6.4. AIMD too, but for the 1.5 % of its probes above the objective."""
+    """Proteus. AIMD too, but for the 1.5 % of its probes above the objective."""
     for make in (ProteusBatching, Nexus, Symphony, Clockwork, Clipper):
         asked, _ = play(make(), arrivals("uniform", 0.8 * 864.0, 10_000))
         assert missed(asked) < 0.03, make.__name__
 
 
 def test_early_drop_serves_more_than_lazy_drop() -> None:
-    """Nexus, figure 5 and section 6.3: lazy drop (Clipper) loses a multiple; early drop has up to 25 % more goodput.
+    """Nexus: lazy drop (Clipper) loses a multiple; early drop has up to 25 % more goodput.
 
-    Seen here: 15 % on one device (831 and 723 queries per second at 1 % missed).
+    Seen here: 38 % on one device (851 and 619 queries per second at 1 % missed).
     """
     early = goodput_qps(Nexus, 900.0, workers=1, latency_ms=100.0)
     lazy = goodput_qps(Clipper, 900.0, workers=1, latency_ms=100.0)
@@ -314,9 +315,9 @@ def test_early_drop_keeps_batches_large_in_overload() -> None:
 
 @pytest.mark.parametrize("drop", ["timeout", "window"])
 def test_deferred_batching_beats_eager_batching_in_goodput(drop: str) -> None:
-    """Symphony, section 5: more goodput than eager schedulers, most with short latencies on several devices.
+    """Symphony: more goodput than eager schedulers, most with short latencies on several devices.
 
-    Seen here, 8 devices, 25 ms, one model: 1.4 to 1.6 times that of eager batching.
+    Seen here, 8 devices, 25 ms, one model: 1.5 and 1.6 times that of eager batching.
     """
     deferred = goodput_qps(lambda: Symphony(drop=drop), 8000.0, workers=8, latency_ms=25.0)  # type: ignore[arg-type]
     eager = goodput_qps(Nexus, 8000.0, workers=8, latency_ms=25.0)
@@ -334,7 +335,7 @@ def test_deferred_batches_leave_when_the_window_opens() -> None:
 
 
 def test_deferred_batching_uses_only_as_many_devices_as_the_load_needs() -> None:
-    """Symphony, section 3.3: the lowest numbers first, so that devices can be given back."""
+    """Symphony: the lowest numbers first, so that devices can be given back."""
     _, world = play(Symphony(), arrivals("poisson", 1000.0, 10_000), workers=8)
     busy = [device.busy_ms / world.now_ms for device in world.devices.values()]
     assert busy[0] > 0.6 and sum(busy[4:]) < 0.05
@@ -344,7 +345,7 @@ def test_deferred_batching_uses_only_as_many_devices_as_the_load_needs() -> None
 
 @pytest.mark.parametrize("kind", ["poisson", "gamma"])
 def test_clockwork_never_runs_what_cannot_finish(kind: str) -> None:
-    """Clockwork, section 6: what is admitted is in time; exact profiles, so 100 %."""
+    """Clockwork: what is admitted is in time; exact profiles, so 100 %."""
     asked, _ = play(Clockwork(), arrivals(kind, 1500.0, 10_000, latency_ms=60.0), workers=1)
     assert {query.outcome for query in asked} == {"in_time", "refused"}
     assert 0.3 < missed(asked) < 0.8
@@ -400,9 +401,9 @@ def test_proteus_solves_for_the_highest_accuracy_that_serves_all() -> None:
 
 
 def test_proteus_trades_accuracy_for_throughput_as_load_rises() -> None:
-    """Proteus, figures 1 and 4: 10 times fewer violations than without accuracy scaling, at less accuracy.
+    """Proteus: 10 times fewer violations than without accuracy scaling, at less accuracy.
 
-    Seen here: 9 % missed (while a burst is noticed and variants are loaded) and 89 % with the most accurate fixed.
+    Seen here: 10 % missed (while variants are loaded, first and after a burst) and 77 % with the most accurate fixed.
     """
     rates_qps = (100.0, 200.0, 400.0, 800.0, 1600.0)
     asked, _ = play(Proteus(), rising(rates_qps, on_miss="degrade"), family(), workers=4, loaded=False)
@@ -417,7 +418,7 @@ def test_proteus_trades_accuracy_for_throughput_as_load_rises() -> None:
 
 
 def test_infaas_misses_more_than_proteus_as_load_rises() -> None:
-    """Proteus, section 6.2: greedy INFaaS has 4.3 times its violations. Seen here: 70 and 10 %, and 22 and 9 % where
+    """Proteus: greedy INFaaS has 4.3 times its violations. Seen here: 70 and 10 %, and 22 and 9 % where
     memory for only one variant per device makes INFaaS replace instead of adding."""
     rates_qps = (100.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1200.0, 1600.0)
     for memory_mb, least in ((400.0, 4.0), (1000.0, 2.0)):
