@@ -8,6 +8,7 @@ from simulator.rivals.batching import Clipper, Clockwork, Nexus, ProteusBatching
 from simulator.rivals.fixed import BestTuned, Eager, FixedAccurate, FixedBatch, FixedCheapest, NoBatching
 from simulator.rivals.infaas import Infaas
 from simulator.rivals.proteus import Proteus
+from simulator.rivals.static import StaticFirstTenth, StaticHindsight
 from simulator.world import Policy
 
 RIVALS: dict[str, Callable[[], Policy]] = {
@@ -26,5 +27,7 @@ RIVALS: dict[str, Callable[[], Policy]] = {
         ProteusBatching,
         Infaas,
         Proteus,
+        StaticFirstTenth,
+        StaticHindsight,
     )
 }
