@@ -1,0 +1,91 @@
+"""Small simulations: two tasks, three variants, two groups, and policies that need no thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from simulator.facts import SimulatedQuery
+from simulator.files import read_fleet, read_profiles
+from simulator.scenario import Scenario
+from simulator.world import Device, Running, World
+
+PROFILES = """\
+task,model,variant,group,batch_size,p50_ms,p99_ms,accuracy,load_ms,memory_mb
+digits,m,fast,gpu,1,5,6,0.7,100,400
+digits,m,fast,gpu,4,8,12,0.7,100,400
+digits,m,good,gpu,1,20,30,0.9,300,700
+digits,m,good,gpu,4,40,50,0.9,300,700
+faces,f,face,gpu,1,10,,0.8,50,300
+faces,f,face,gpu,8,30,,0.8,50,300
+digits,m,fast,cpu,1,25,30,0.7,100,400
+digits,m,fast,cpu,2,45,60,0.7,100,400
+"""
+FLEET = """\
+group,workers,memory_mb,price_per_hour
+gpu,2,1000,1.2
+cpu,1,500,0.3
+"""
+
+
+class Greedy:
+    """Loads the first variants that fit and gives an idle worker what has waited longest; expires who is too late."""
+
+    def __init__(self, name: str = "greedy", rows_max: int = 4) -> None:
+        self.name, self.rows_max = name, rows_max
+
+    def start(self, world: World) -> None:
+        self.world = world
+        self.waiting: list[SimulatedQuery] = []
+        for device in world.devices.values():
+            self._fill(device)
+
+    def arrived(self, query: SimulatedQuery) -> None:
+        if query.task not in self.world.portfolio.by_task:
+            self.world.refuse(query)
+            return
+        self.waiting.append(query)
+        self._go()
+
+    def ran(self, device: Device, batch: Running) -> None:
+        self._go()
+
+    def loaded(self, device: Device, variant: str) -> None:
+        self._go()
+
+    def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
+        self.waiting = [*queries, *self.waiting]
+
+    def back(self, device: Device) -> None:
+        self._fill(device)
+
+    def _fill(self, device: Device) -> None:
+        for profile in self.world.portfolio.profiles:
+            if profile.group == device.group and profile.memory_mb <= self.world.free_mb(device):
+                self.world.load(device, profile.variant)
+
+    def _go(self) -> None:
+        for query in [query for query in self.waiting if query.deadline_ms < self.world.now_ms]:
+            self.world.expire(query)
+            self.waiting.remove(query)
+        for device in self.world.devices.values():
+            for variant in sorted(device.loaded):
+                profile = self.world.portfolio.by_key[variant, device.group]
+                rows = min(self.rows_max, profile.rows_max)
+                batch = [query for query in self.waiting if query.task == profile.task][:rows]
+                if batch and device.idle:
+                    self.world.run(device, variant, batch)
+                    self.waiting = [query for query in self.waiting if query not in batch]
+
+
+def write_files(folder: Path) -> tuple[Path, Path]:
+    """Profiles and fleet."""
+    profiles, fleet = folder / "profiles.csv", folder / "fleet.csv"
+    profiles.write_text(PROFILES)
+    fleet.write_text(FLEET)
+    return profiles, fleet
+
+
+def scenario(folder: Path, queries: Sequence[SimulatedQuery], **more: object) -> Scenario:
+    profiles, fleet = write_files(folder)
+    return Scenario(read_fleet(fleet), read_profiles(profiles), queries, **more)  # type: ignore[arg-type]
