@@ -177,6 +177,10 @@ class World:
             raise PolicyError(f"{device.name} is not idle")
         if not 0 < len(queries) <= profile.rows_max:
             raise PolicyError(f"a batch of {len(queries)} of {variant}: 1 to {profile.rows_max} are profiled")
+        task = profile.task
+        for query in queries:
+            if query.task != task:
+                raise PolicyError(f"{variant} is of task {task}, query {query.index} of {query.task}")
         index = profile.size_for(len(queries))
         p50_ms, p99_ms = profile.p50_ms[index], profile.p99_ms[index]
         execute_ms = p50_ms * device.factor * self._truth.get(profile.key, 1.0)
@@ -256,11 +260,16 @@ class World:
         device.running = None
         device.busy_ms += running.end_ms - running.start_ms
         profile, rows = running.variant, len(running.queries)
-        out_ms = running.end_ms + self.reply_ms
+        name, variant, accuracy = device.name, profile.variant, profile.accuracy
+        start_ms, end_ms = running.start_ms, running.end_ms
+        out_ms = end_ms + self.reply_ms
         for query in running.queries:
-            query.worker, query.variant, query.accuracy = device.name, profile.variant, profile.accuracy
-            query.start_ms, query.end_ms, query.batch = running.start_ms, running.end_ms, rows
-            self._settle(query, "in_time" if out_ms <= query.deadline_ms else "late")
+            if query.outcome is not None:
+                raise PolicyError(f"query {query.index} ran, and has an outcome already: {query.outcome}")
+            query.worker, query.variant, query.accuracy = name, variant, accuracy
+            query.start_ms, query.end_ms, query.batch = start_ms, end_ms, rows
+            query.outcome = "in_time" if out_ms <= query.deadline_ms else "late"
+        self._open -= rows
         assert self._policy is not None
         self._policy.ran(device, running)
 

@@ -98,6 +98,23 @@ def test_what_no_device_can_do_raises(variant: str, rows: int, why: str) -> None
         played.run(played.devices["gpu-0"], variant, asked[:rows])
 
 
+def test_a_variant_runs_its_own_task_only() -> None:
+    asked = sorted_queries([SimulatedQuery(0, "t", 0.0), SimulatedQuery(0, "other", 0.0)])
+    played = world(asked)
+    with pytest.raises(PolicyError, match="fast is of task t, query 1 of other"):
+        played.run(played.devices["gpu-0"], "fast", asked)
+
+
+def test_nobody_has_two_outcomes() -> None:
+    def both(on: World, query: SimulatedQuery) -> None:
+        if query.index == 0:
+            run_at_once(on, query)
+            on.refuse(query)
+
+    with pytest.raises(PolicyError, match="query 0 ran, and has an outcome already: refused"):
+        world(queries(0.0, 500.0)).play(Script(both))
+
+
 def test_a_device_runs_one_batch_at_a_time() -> None:
     with pytest.raises(PolicyError, match="not idle"):
         world(queries(0.0, 1.0)).play(Script(run_at_once))
