@@ -147,7 +147,7 @@ def test_nothing_heavy_is_imported() -> None:
     assert json.loads(done.stdout) == [0, False]
 
 
-@pytest.mark.parametrize("name", ["up", "register", "models", "query", "status"])
+@pytest.mark.parametrize("name", ["up", "register", "models", "query", "simulate", "status"])
 def test_help_teaches(name: str) -> None:
     from importlib import import_module
 
