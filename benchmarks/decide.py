@@ -6,7 +6,7 @@ A real :class:`broker.core.Core` knows that many variants on three groups of two
 group's variants loaded, and what is sent to the groups makes them wait differently. Queries have constraints drawn at
 random, all preferences, all of ``on_miss``, 1 to 64 rows. What is timed, query by query:
 
-* **decide**: from the decoded query to the choice: name to target, backlogs, choice, refusals with their words;
+* **decide**: from the decoded query to the choice: name to target, waits, choice, refusals with their words;
 * **admit**: the same, with the ledger before it and the queue behind it, until the query waits in its batch;
 * **scan**: what the selector did before there was a ranking: look at every candidate. Only the choice among what
   answers in time, without what follows when there is none;
@@ -34,7 +34,9 @@ from broker.catalog import Candidate
 from broker.core import Core
 from broker.devices import Worker
 from broker.ledger import Address, Entry, Source
+from broker.ranking import Class
 from broker.selector import Chosen
+from broker.view import ANY
 from modelless import frames
 from modelless.messages import ON_MISS, PREFERENCES, BatchTime, Evaluation, ModelVersion, Profile, Query, RecordId
 from modelless.process import settle
@@ -121,7 +123,7 @@ class System:
         target = self.core.catalog.resolve(entry.query)
         assert target is not None
         wanting = next(self.core._turn)
-        return self.core._selector.choose(entry, target, 1.0, self.core._backlog_ms, wanting=wanting)
+        return self.core._selector.choose(entry, target, 1.0, self.core._wait_ms, wanting=wanting)
 
     def scan(self, entry: Entry) -> Candidate | None:
         return scan(entry, self.target.ranking.candidates, self.core)
@@ -135,18 +137,18 @@ def scan(entry: Entry, candidates: Iterable[Candidate], core: Core) -> Candidate
     query, rows = entry.query, entry.rows
     floor, cost_max = query.accuracy_min or 0.0, INF if query.cost_max is None else query.cost_max
     deadline_ms = INF if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-    backlogs_ms: dict[str, float] = {}
+    waits_ms: dict[frozenset[str], float] = {}
     best, best_rank = None, (INF, INF, INF)
     for candidate in candidates:
         if candidate.accuracy_low < floor or candidate.cost_per_1000_usual > cost_max or not candidate.workers:
             continue
-        group, cost, accuracy = candidate.group, candidate.cost_per_1000_usual, candidate.accuracy_low
+        team, cost, accuracy = candidate.team, candidate.cost_per_1000_usual, candidate.accuracy_low
         rank = (-accuracy, cost) if query.prefer == "accuracy" else (cost, -accuracy)
         if query.prefer != "latency" and rank > best_rank[:2]:
             continue
-        if group not in backlogs_ms:
-            backlogs_ms[group] = core._backlog_ms(group, entry, 1.0)
-        finish_ms = 1.0 + backlogs_ms[group] / candidate.workers + candidate.table.p50_ms(rows)
+        if team not in waits_ms:
+            waits_ms[team] = core._wait_ms(Class(ANY, candidate.group, team), entry, 1.0)
+        finish_ms = 1.0 + waits_ms[team] + candidate.table.p50_ms(rows)
         if finish_ms > deadline_ms:
             continue
         whole = (finish_ms, *rank) if query.prefer == "latency" else (*rank, finish_ms)

@@ -27,9 +27,10 @@ _sequence = count()
 class VariantQueue:
     """Entries that wait for one candidate. Sorted by deadline, then by arrival."""
 
-    def __init__(self, candidate: Candidate) -> None:
-        self.candidate = candidate
+    def __init__(self, candidate: Candidate, signature: Signature = ()) -> None:
+        self.candidate, self.signature = candidate, signature
         self.rows = 0
+        self._block_ms, self._rows_of_batch = NEVER, candidate.table.rows_useful
         self._waiting: list[tuple[float, int, Entry]] = []
 
     def __len__(self) -> int:
@@ -43,18 +44,29 @@ class VariantQueue:
     def head_deadline_ms(self) -> float:
         return self._waiting[0][0] if self._waiting else NEVER
 
+    @property
+    def tail_deadline_ms(self) -> float:
+        """Of the last one; inf if it has none."""
+        return self._waiting[-1][0] if self._waiting else -NEVER
+
     def add(self, entry: Entry, deadline_ms: float | None = None) -> None:
         """Wait in the order of ``deadline_ms`` (default: the entry's latency deadline; none: last)."""
         if deadline_ms is None:
             deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        number = next(_sequence)
-        entry.sort_key = (deadline_ms, number)
-        entry.place = self
+        self._put(entry, (deadline_ms, next(_sequence)))
+
+    def move_from(self, queue: VariantQueue, entry: Entry) -> None:
+        """Wait here instead, in the same order."""
+        queue.remove(entry)
+        self._put(entry, entry.sort_key)
+
+    def _put(self, entry: Entry, key: tuple[float, int]) -> None:
+        entry.sort_key, entry.place = key, self
         waiting = self._waiting
-        if waiting and deadline_ms < waiting[-1][0]:
-            insort(waiting, (deadline_ms, number, entry))
+        if waiting and key < waiting[-1][:2]:
+            insort(waiting, (*key, entry))
         else:
-            waiting.append((deadline_ms, number, entry))
+            waiting.append((*key, entry))
         self.rows += entry.rows
 
     def remove(self, entry: Entry) -> None:
@@ -77,18 +89,25 @@ class VariantQueue:
             taken += 1
         return self._take(taken)
 
+    def first(self, number: int) -> list[tuple[float, int, Entry]]:
+        """(deadline, order, entry) of the most urgent ones."""
+        return self._waiting[:number]
+
     def take_all(self) -> list[Entry]:
         return self._take(len(self._waiting))
 
-    def ahead_ms(self, deadline_ms: float) -> float:
-        """Predicted time to work off what would run before a new entry with that deadline."""
+    def ahead_ms(self, deadline_ms: float, block_ms: float = NEVER) -> float:
+        """Predicted time to work off what would run before a new entry with that deadline, in batches of its size."""
         waiting = self._waiting
         if not waiting:
             return 0.0
-        if deadline_ms >= waiting[-1][0]:
-            return self.candidate.table.queue_ms(self.rows)
-        index = bisect_left(waiting, (deadline_ms,))
-        return self.candidate.table.queue_ms(self.rows * index // len(waiting))
+        rows = self.rows
+        if deadline_ms < waiting[-1][0]:
+            rows = rows * bisect_left(waiting, (deadline_ms,)) // len(waiting)
+        if block_ms != self._block_ms:
+            self._block_ms = block_ms
+            self._rows_of_batch = self.candidate.table.rows_within(NEVER, 1, block_ms)
+        return self.candidate.table.queue_ms(rows, self._rows_of_batch)
 
     def _take(self, number: int) -> list[Entry]:
         taken = [entry for _, _, entry in self._waiting[:number]]
@@ -113,10 +132,10 @@ def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) ->
     if head.latency_deadline_ms is not None:
         budget_ms = head.latency_deadline_ms - start_ms
         if table.p50_ms(head.rows) <= budget_ms:
-            return table.rows_within(min(budget_ms, block_ms), head.rows)
+            return table.rows_within(budget_ms, head.rows, block_ms)
         if head.deadline_ms is not None:
             return 0
-    return table.rows_within(block_ms, head.rows)
+    return table.rows_within(NEVER, head.rows, block_ms)
 
 
 def concatenated(inputs: Sequence[tuple[Tensor, ...]], rows: int) -> tuple[BatchTensor, ...]:

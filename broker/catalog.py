@@ -52,14 +52,18 @@ class Candidate:
     """What is chosen by: the lower bound of what was measured, or of what labels say since."""
     table: LatencyTable
     price_per_ms: float
-    workers: int = 0
-    """How many of its group have it ready."""
+    team: frozenset[str] = frozenset()
+    """Workers of its group (incarnations) that have it ready."""
     usual: Usual | None = None
     """On its group, as it is chosen by; None: while nothing runs."""
     cost_per_1000_usual: float = field(init=False)
     """Predicted USD per 1,000 rows in batches as large as is usual; the largest, while nothing runs."""
     lat_sampled_ms: tuple[float, ...] = field(init=False)
     """lat(b) at :data:`broker.ranking.SIZES`."""
+    row_ms: float = field(init=False)
+    """Device time of a row in the largest useful batches."""
+    batch_ms: float = field(init=False)
+    """lat(b) of these."""
     _scale: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +72,11 @@ class Candidate:
     @property
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
+
+    @property
+    def workers(self) -> int:
+        """How many of its group have it ready."""
+        return len(self.team)
 
     def is_outdated(self, usual: Usual | None, now_ms: float) -> bool:
         """Whether what it is chosen by has moved by so much that it has to be ranked anew."""
@@ -106,6 +115,8 @@ class Candidate:
         self.lat_sampled_ms = tuple([table.p50_ms(size) * factor for size in SIZES])
         rows = table.rows_max if usual is None else min(table.rows_max, max(1, round(usual.rows)))
         self.cost_per_1000_usual = self.cost_per_1000(rows)
+        self.batch_ms = self.lat_ms(table.rows_useful)
+        self.row_ms = self.batch_ms / table.rows_useful
 
 
 class Target:
@@ -146,7 +157,7 @@ class Catalog:
         self._versions_of_task: dict[str, set[str]] = defaultdict(set)
         self._profiles_of_model: dict[str, dict[str, Profile]] = defaultdict(dict)
         self._candidates_of_model: dict[str, dict[str, Candidate]] = defaultdict(dict)
-        self._ready: dict[str, int] = {}
+        self._ready: dict[str, frozenset[str]] = {}
         self._observed: set[Candidate] = set()
         self._usual: dict[str, UsualOfGroup] = defaultdict(UsualOfGroup)
         self._ranked_by: dict[str, Usual | None] = {}
@@ -244,16 +255,16 @@ class Catalog:
 
     # --- what workers say -----------------------------------------------------------------------------------------
 
-    def set_ready(self, variant: str, group: str, workers: int) -> None:
-        """So many workers of the group have the variant ready now."""
+    def set_ready(self, variant: str, group: str, team: frozenset[str]) -> None:
+        """These workers of the group (incarnations) have the variant ready now."""
         key = f"{variant}@{group}"
-        if workers:
-            self._ready[key] = workers
+        if team:
+            self._ready[key] = team
         else:
             self._ready.pop(key, None)
         candidate = self._candidates.get(key)
-        if candidate is not None and candidate.workers != workers:
-            candidate.workers = workers
+        if candidate is not None and candidate.team != team:
+            candidate.team = team
             for target in self._targets_of(candidate):
                 target.ranking.reclass(candidate)
 
@@ -414,8 +425,8 @@ class Catalog:
             if known == (model, accuracy, low, price_per_ms):
                 return before
             table = before.table
-        workers, usual = self._ready.get(profile.key, 0), self._ranked_by.get(profile.group)
-        return Candidate(profile.variant, profile.group, model, accuracy, low, table, price_per_ms, workers, usual)
+        team, usual = self._ready.get(profile.key, frozenset()), self._ranked_by.get(profile.group)
+        return Candidate(profile.variant, profile.group, model, accuracy, low, table, price_per_ms, team, usual)
 
     def _serve(self, name: str) -> None:
         """Who answers for a model may have changed."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
 
@@ -25,9 +25,14 @@ from broker.batcher import NEVER, Signature, VariantQueue, batch_rows, concatena
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
 from broker.conditions import Conditions
+from broker.demand import DemandMeter
 from broker.devices import Group, Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
 from broker.ledger import Entry, Ledger, State
+from broker.planner import PlannedWorker, Situation
+from broker.prices import Pricing
+from broker.ranking import Class
+from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
 from broker.statistics import Statistics
@@ -35,15 +40,22 @@ from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
 from modelless.headers import EXPLAIN
-from modelless.messages import Cancel, Labels, RecordId
+from modelless.messages import Cancel, Demanded, Labels, RecordId, Route
 
 CANCELS_MAX = 10_000
+JOIN_COST_MAX = 1.1
+"""Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
+GATHERED_MAX = 128
+"""Entries that are looked at for one batch."""
 BLOCK_SHARE = 0.5
 """Of the shortest latency asked of a group lately: no batch blocks a device for longer, if it can be smaller."""
 LATE_TURN_MS = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
 RANK_INTERVAL_MS = 250.0
 """So often candidates are ranked by what their tables have learned."""
+DEMAND_INTERVAL_MS = 10.0
+DEMAND_ENDS_MS = 500.0
+"""Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 WANT_TURNS = 4
 """One in so many that have a choice is asked what would be better if it were loaded, and stands for the rest."""
 
@@ -81,7 +93,15 @@ class Bury:
     reason: str
 
 
-Instruction = Send | CancelSent | Reply | Bury
+@dataclass(frozen=True, slots=True)
+class TellDemand:
+    """Tell a worker how urgent our waiting work for its group is."""
+
+    worker: Worker
+    demand: frames.Demand
+
+
+Instruction = Send | CancelSent | Reply | Bury | TellDemand
 
 
 class Core:
@@ -108,9 +128,15 @@ class Core:
         self._sequence = count()
         self._rank_ms = -NEVER
         self._wants = Wants()
+        self._demand = DemandMeter()
+        self._routes = Routes()
         self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
-        self._instant_ms = -NEVER
-        self._unsettled_ms: dict[str, float] = {}
+        self._polled_ms = -NEVER
+        self._ahead_of: tuple[str, float, float] | None = None
+        self._ahead_ms: dict[str, float] = {}
+        """By worker, for the group, deadline and instant asked for last; until something is queued or sent."""
+        self._demands: dict[str, tuple[float, float]] = {}
+        """By group, when it was told, and how many ms."""
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -184,7 +210,7 @@ class Core:
 
     def joined(self, worker: Worker) -> None:
         self.groups.setdefault(worker.group, Group(worker.group)).workers[worker.incarnation] = worker
-        self._unsettled_ms.pop(worker.group, None)
+        self._ahead_of = None
         self._present(worker)
 
     def labels(self, name: str, labels: Labels | None, now_ms: float) -> None:
@@ -200,9 +226,10 @@ class Core:
         self._place_all(waiting, now_ms)
         self._unpark(now_ms)
 
-    def planned(self, wanted: Mapping[str, frozenset[str]], now_ms: float) -> None:
+    def planned(self, wanted: Mapping[str, frozenset[str]], now_ms: float, routes: Sequence[Route] = ()) -> None:
         """A plan was read: what is wanted on which worker (by name). A version takes over when it is there."""
         self._wanted = wanted
+        self._routes = Routes(routes)
         for worker in self.workers():
             self._present(worker)
         self._unpark(now_ms)
@@ -238,7 +265,7 @@ class Core:
             self.catalog.put_worker(worker.incarnation, None)
             self._shadows.lost(worker)
         self._count_ready(worker.group, worker.ready)
-        self._unsettled_ms.pop(worker.group, None)
+        self._ahead_of = None
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
             self.statistics.lost_workers += 1
@@ -277,6 +304,7 @@ class Core:
         if now_ms >= self._rank_ms:
             self._rank_ms = now_ms + RANK_INTERVAL_MS
             self.catalog.rank_observed(now_ms)
+        self._polled_ms = now_ms
         self._expire(now_ms)
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
@@ -284,14 +312,26 @@ class Core:
             idle = [group for name, group in self.groups.items() if not any(self._queues[name].values())]
             batches = self._shadows.due(idle, lambda group: _block_ms(group, now_ms), now_ms)
             self._instructions += [Send(worker, batch) for worker, batch in batches]
+        self._announce_demand(now_ms)
         instructions, self._instructions = self._instructions, []
         return instructions
 
     def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
         wake_ms = self._parked[0][0] if self._parked else NEVER
-        heads = (queue.head_deadline_ms for queues in self._queues.values() for queue in queues.values())
-        return min(wake_ms, min(heads, default=NEVER))
+        for name, queues in self._queues.items():
+            if queues:
+                wake_ms = min(wake_ms, min([queue.head_deadline_ms for queue in queues.values()]))
+                waited = {queue.candidate.variant for queue in queues.values() if queue}
+                for worker in self.groups[name].workers.values():
+                    room_ms = worker.room_ms
+                    if (
+                        self._polled_ms < room_ms < wake_ms
+                        and not worker.draining
+                        and not waited.isdisjoint(worker.ready)
+                    ):
+                        wake_ms = room_ms
+        return wake_ms
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
@@ -307,6 +347,38 @@ class Core:
         """Rows a second that ``variant@group``, which nobody has loaded, would serve better than what is chosen."""
         return self._wants.rates(now_ms)
 
+    def demand(self, now_ms: float) -> tuple[Demanded, ...]:
+        """What this broker is asked for."""
+        return self._demand.rates(now_ms)
+
+    def situation(
+        self, now_ms: float, wants: Mapping[str, float] | None = None, demand: Sequence[Demanded] = ()
+    ) -> Situation:
+        """What there is to plan for, as copies: the planner works beside the loop.
+
+        Args:
+            wants, demand: of all brokers together.
+        """
+        catalog = self.catalog
+        names = {model.name for model in catalog.models.values()}
+        return Situation(
+            dict(catalog.models),
+            dict(catalog.profiles),
+            [
+                PlannedWorker(worker.name, worker.group, worker.memory_bytes_max, worker.builders)
+                for worker in self.workers()
+                if not worker.draining
+            ],
+            labels=dict(catalog.labels),
+            served={name: of.key for name in names if (of := catalog.served(name)) is not None},
+            corrections=dict(catalog.corrections),
+            rates=self.conditions.rows_per_second(now_ms),
+            wants=dict(wants or {}),
+            drifted=self.conditions.drifted(now_ms),
+            demand=demand,
+            prices_per_hour={worker.group: worker.price_per_hour for worker in self.workers()},
+        )
+
     def workers(self) -> list[Worker]:
         return [worker for group in self.groups.values() for worker in group.workers.values()]
 
@@ -321,8 +393,14 @@ class Core:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
         if not len(target.ranking):
             return self._park(entry)
+        if first and entry.query.task is not None:
+            deadline_ms = entry.latency_deadline_ms
+            latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
+            self._demand.add(entry.query, latency_ms, self._selector.accuracy_floor(entry, target), entry.rows)
         wanting = first and next(self._turn)
-        choice = self._selector.choose(entry, target, now_ms, self._backlog_ms, wanting=wanting)
+        choice = self._selector.choose(
+            entry, target, now_ms, self._wait_ms, wanting=wanting, routes=self._routes, find=self._candidate
+        )
         if first and choice.wanted is not None:
             times = WANT_TURNS if isinstance(choice, Chosen) else 1
             self._wants.add(choice.wanted.key, times * entry.rows)
@@ -333,6 +411,7 @@ class Core:
         match choice:
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
+                entry.accuracy_floor = self._selector.accuracy_floor(entry, target)
                 self._enqueue(entry, candidate, target, now_ms)
             case Refused(status=status, message=message, retry_after_ms=retry_after_ms):
                 self._reply(entry, status, message, retry_after_ms)
@@ -340,10 +419,14 @@ class Core:
                 self._park(entry)
         return None
 
+    def _candidate(self, key: str) -> Candidate | None:
+        variant, _, group = key.rpartition("@")
+        return self.catalog.candidate(variant, group)
+
     def _explain(self, entry: Entry, target: Target, choice: Choice, now_ms: float) -> None:
         """Why this choice, as a header of whatever reply it comes to."""
         floor = self._selector.accuracy_floor(entry, target)
-        said = explain(entry, target, choice, floor, now_ms, self._backlog_ms, HEADER_CANDIDATES_MAX)
+        said = explain(entry, target, choice, floor, now_ms, self._wait_ms, HEADER_CANDIDATES_MAX)
         echo = [header for header in entry.address.echo if header[0] != EXPLAIN]
         entry.address.echo = (*echo, (EXPLAIN, header_value(said)))
 
@@ -357,29 +440,52 @@ class Core:
         if target is None or not len(target.ranking):
             return choice
         floor = self._selector.accuracy_floor(entry, named)
-        other = self._selector.choose(entry, target, now_ms, self._backlog_ms, floor, wanting=False)
+        other = self._selector.choose(entry, target, now_ms, self._wait_ms, floor, wanting=False)
         if isinstance(other, Chosen) and not isinstance(match_inputs(query.inputs, other.candidate.model.inputs), str):
             return other
         return choice
 
-    def _backlog_ms(self, group: str, entry: Entry, now_ms: float) -> float:
-        """Predicted work of a group that comes before an entry, all of its devices together."""
+    def _wait_ms(self, of: Class, entry: Entry, now_ms: float) -> float:
+        """Predicted time until the first worker of a team has run what comes before an entry."""
         deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        ahead_ms = self._unsettled_ms.get(group) if now_ms == self._instant_ms else None
-        if ahead_ms is None:
-            ahead_ms = self._sum_unsettled_ms(group, now_ms)
-        for queue in self._queues[group].values():
-            ahead_ms += queue.ahead_ms(deadline_ms)
-        return ahead_ms
+        known = (of.group, deadline_ms, now_ms)
+        if known != self._ahead_of:
+            self._ahead_of, self._ahead_ms = known, self._ahead(of.group, deadline_ms, now_ms)
+        ahead_ms = self._ahead_ms
+        return min([ahead_ms[incarnation] for incarnation in of.team])
 
-    def _sum_unsettled_ms(self, group: str, now_ms: float) -> float:
-        """What a group's workers have; the same for all that is placed at one instant, until something is sent."""
-        if now_ms != self._instant_ms:
-            self._instant_ms = now_ms
-            self._unsettled_ms.clear()
-        total_ms = sum([worker.outstanding_ms(now_ms) for worker in self.groups[group].workers.values()])
-        self._unsettled_ms[group] = total_ms
-        return total_ms
+    def _ahead(self, group_name: str, deadline_ms: float, now_ms: float) -> dict[str, float]:
+        """Predicted ms of each worker of a group: what it has, and its part of what waits with an earlier deadline.
+
+        An entry that goes before others must leave them their time too: of all that waits, what cannot be run until the
+        last deadline counts as if it came before (the condition of earliest deadline first, at that deadline).
+        """
+        group, queues = self.groups[group_name], self._queues[group_name]
+        ahead_ms = {incarnation: worker.outstanding_ms(now_ms) for incarnation, worker in group.workers.items()}
+        if queues:
+            block_ms = _block_ms(group, now_ms)
+            tails_ms = [queue.tail_deadline_ms for queue in queues.values()]
+            last_ms = max([tail_ms for tail_ms in tails_ms if tail_ms < NEVER], default=-NEVER)
+            spare_ms = last_ms - deadline_ms
+            all_ms = dict(ahead_ms) if spare_ms > 0 else ahead_ms
+            for queue in queues.values():
+                team = ahead_ms.keys() & queue.candidate.team  # of an outdated candidate some may be lost since
+                if not team:
+                    continue
+                queue_ms = queue.ahead_ms(deadline_ms, block_ms)
+                if queue_ms:
+                    share_ms = queue_ms / len(team)
+                    for incarnation in team:
+                        ahead_ms[incarnation] += share_ms
+                if spare_ms > 0:
+                    share_ms = queue.ahead_ms(last_ms, block_ms) / len(team)
+                    for incarnation in team:
+                        all_ms[incarnation] += share_ms
+            if spare_ms > 0:
+                for incarnation, own_ms in all_ms.items():
+                    if own_ms - spare_ms > ahead_ms[incarnation]:
+                        ahead_ms[incarnation] = own_ms - spare_ms
+        return ahead_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)
@@ -390,8 +496,9 @@ class Core:
         queues = self._queues[candidate.group]
         queue = queues.get((candidate.variant, signature))
         if queue is None:
-            queue = queues[candidate.variant, signature] = VariantQueue(candidate)
+            queue = queues[candidate.variant, signature] = VariantQueue(candidate, signature)
         queue.add(entry)
+        self._ahead_of = None
         if entry.latency_deadline_ms is not None:
             tightness = self.groups[candidate.group].tightness
             tightness.observe(entry.latency_deadline_ms - entry.source.arrival_ms, now_ms)
@@ -466,37 +573,110 @@ class Core:
 
     def _dispatch(self, group: Group, queues: list[VariantQueue], refused: list[Entry], now_ms: float) -> None:
         """The most urgent queue first, while a worker has room for it."""
-        while queues:
+        free = [worker for worker in group.workers.values() if worker.has_room(now_ms)]
+        while free and (queues := [queue for queue in queues if queue]):
             queue = min(queues, key=lambda q: q.head_deadline_ms)
-            worker = self._worker_for(queue.candidate.variant, group, now_ms)
-            if worker is None:
+            able = [worker for worker in free if queue.candidate.variant in worker.ready]
+            if not able:
                 queues.remove(queue)
                 continue
-            rows = batch_rows(queue, now_ms + worker.outstanding_ms(now_ms), _block_ms(group, now_ms))
-            if rows:
+            worker = able[0] if len(able) == 1 else min(able, key=lambda w: w.outstanding_ms(now_ms))
+            start_ms, block_ms = worker.start_ms(now_ms), _block_ms(group, now_ms)
+            if len(queues) > 1 and not self.catalog.labels:
+                queue = self._gathered(queue, queues, worker, start_ms, block_ms)
+            rows = batch_rows(queue, start_ms, block_ms)
+            spoils = rows > 0 and _spoils(queue, rows, sum([each.rows for each in queues]), block_ms)
+            if rows and not spoils:
                 self._send(worker, queue.candidate, queue.take(rows), now_ms)
+                if not worker.has_room(now_ms):
+                    free.remove(worker)
             else:
                 (head,) = queue.take(1)
-                head.refused_by += (queue.candidate,)
+                head.refused_by += self._loaded_in(head, group) if spoils else (queue.candidate,)
                 refused.append(head)
-            if not queue:
-                queues.remove(queue)
 
-    def _worker_for(self, variant: str, group: Group, now_ms: float) -> Worker | None:
-        """The worker with room that will be free the soonest."""
-        workers = [w for w in self._ready_workers(variant, group.name) if w.has_room]
-        if len(workers) < 2:
-            return workers[0] if workers else None
-        return min(workers, key=lambda w: w.outstanding_ms(now_ms))
+    def _loaded_in(self, entry: Entry, group: Group) -> tuple[Candidate, ...]:
+        """All of what it asks for that the group has loaded."""
+        target = self.catalog.resolve(entry.query)
+        candidates = target.ranking.candidates if target is not None else []
+        return tuple([each for each in candidates if each.group == group.name and each.team])
+
+    def _gathered(
+        self, urgent: VariantQueue, queues: list[VariantQueue], worker: Worker, start_ms: float, block_ms: float
+    ) -> VariantQueue:
+        """Of the queues of one task, that whose variant is the best for a batch of whoever may join it; they join.
+
+        Each variant that the worker has, and that somebody waits for, is worth the accuracy of the batch's answers,
+        less the price of its time. Larger batches take less time a row, so that what waits for nearly equal variants
+        is run as one.
+        """
+        head = urgent.head
+        deadline_ms = head.latency_deadline_ms
+        if head.query.task is None or deadline_ms is None or head.deadline_ms is None:
+            return urgent
+        siblings = [
+            queue
+            for queue in queues
+            if queue.signature == urgent.signature
+            and queue.candidate.model.task == head.query.task
+            and queue.candidate.variant in worker.ready
+            and (queue is urgent or self._is_current(queue.candidate))
+        ]
+        if len(siblings) < 2:
+            return urgent
+        target = self.catalog.resolve(head.query)
+        assert target is not None
+        slack_ms = deadline_ms - start_ms
+        backlog_ms = sum([queue.ahead_ms(NEVER, block_ms) for queue in queues]) / len(self.groups[worker.group].workers)
+        pricing = Pricing(target.ranking.price_range(worker.group), backlog_ms, slack_ms)
+        waiting = sorted([item for queue in siblings for item in queue.first(GATHERED_MAX)])[:GATHERED_MAX]
+        best, most, joining = urgent, -NEVER, []
+        for queue in siblings:
+            candidate = queue.candidate
+            if not _may_join(head, candidate) or candidate.table.p50_ms(head.rows) > slack_ms:
+                continue
+            if isinstance(match_inputs(head.query.inputs, candidate.model.inputs), str):
+                continue
+            able = [entry for _, _, entry in waiting if _may_join(entry, candidate)]
+            rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
+            lat_ms = candidate.table.p50_ms(rows)
+            left = rows * candidate.accuracy_low - pricing.price(lat_ms) * lat_ms
+            if left > most:
+                best, most, joining = queue, left, able
+        rows_max = best.candidate.table.rows_within(slack_ms, head.rows, block_ms)
+        rows = 0
+        for entry in joining:
+            rows += entry.rows
+            if rows > rows_max:
+                break
+            if entry.place is not best:
+                self._move(entry, best)
+        return best
+
+    def _move(self, entry: Entry, queue: VariantQueue) -> None:
+        """To a queue of another variant of its task."""
+        matched = match_inputs(entry.query.inputs, queue.candidate.model.inputs)
+        if isinstance(matched, str) or not isinstance(entry.place, VariantQueue):
+            return
+        entry.inputs = matched
+        less = ("accuracy",) if queue.candidate.accuracy_low < entry.accuracy_floor else ()
+        entry.missed = (*less, *[each for each in entry.missed if each != "accuracy"])
+        queue.move_from(entry.place, entry)
+
+    def _is_current(self, candidate: Candidate) -> bool:
+        """Whether its version answers for its model: what waits for an older one is not joined."""
+        served = self.catalog.served(candidate.model.name)
+        return served is not None and served.key == candidate.model.key
 
     def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> None:
         rows = sum([entry.rows for entry in entries])
         cost_ms = candidate.table.p50_ms(rows)
         sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
+        sent.margin_ms = candidate.table.sure_ms(rows) - cost_ms
         if candidate.model.name in self.counts:
             sent.predicts = self._shadows.samples(candidate, entries)
         worker.give(sent, now_ms)
-        self._unsettled_ms.pop(worker.group, None)
+        self._ahead_of = None
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
         for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
@@ -517,6 +697,20 @@ class Core:
         asked = [query.task or query.model or query.variant or "" for query in [entry.query for entry in entries]]
         self.statistics.outcomes.update([(status, name) for name in asked])
 
+    def _announce_demand(self, now_ms: float) -> None:
+        """To each group's workers, when it changed."""
+        for name, group in self.groups.items():
+            if not group.workers:
+                continue
+            _, backlog_ms, deadline_ms = self.waiting(name)
+            told_ms, told_backlog_ms = self._demands.get(name, (0.0, 0.0))
+            patience_ms = DEMAND_INTERVAL_MS if backlog_ms else DEMAND_ENDS_MS
+            if backlog_ms == told_backlog_ms or (told_backlog_ms and now_ms - told_ms < patience_ms):
+                continue
+            self._demands[name] = (now_ms, backlog_ms)
+            demand = frames.Demand(backlog_ms, None if deadline_ms == NEVER else deadline_ms)
+            self._instructions += [TellDemand(worker, demand) for worker in group.workers.values()]
+
     # --- what workers say -----------------------------------------------------------------------------------------
 
     def _outcome(self, worker: Worker, frame: frames.Outcome, now_ms: float) -> None:
@@ -534,7 +728,7 @@ class Core:
                 self._settle(entry, item, now_ms)
         if frame.final:
             worker.settle(frame.batch, now_ms)
-            self._unsettled_ms.pop(worker.group, None)
+            self._ahead_of = None
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
                 return
@@ -626,7 +820,8 @@ class Core:
         """Other workers of the group have these ready now."""
         self._ready.clear()
         for variant in variants:
-            self.catalog.set_ready(variant, group, len(self._ready_workers(variant, group)))
+            team = frozenset([worker.incarnation for worker in self._ready_workers(variant, group)])
+            self.catalog.set_ready(variant, group, team)
 
     def _ready_workers(self, variant: str, group: str) -> list[Worker]:
         workers = self._ready.get((variant, group))
@@ -658,6 +853,39 @@ class Core:
             return []
         entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
         return [entry] if entry is not None else []
+
+
+def _spoils(queue: VariantQueue, rows: int, waiting: int, block_ms: float) -> bool:
+    """Whether the head has so little time left that its batch would be small, while several full ones wait.
+
+    To serve it would cost the others more time than it is worth: it goes elsewhere, if anywhere (early drop, as in
+    Nexus, SOSP 2019, section 6.3). Without that, a device that once fell behind runs batches of one for ever.
+    """
+    if queue.head.deadline_ms is None:
+        return False
+    head = queue.head
+    latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
+    full = queue.candidate.table.rows_within(NEVER, head.rows, min(block_ms, BLOCK_SHARE * latency_ms))
+    return rows < min(full, queue.rows) or (waiting >= full and 2 * rows < full)
+
+
+def _may_join(entry: Entry, candidate: Candidate) -> bool:
+    """Whether a candidate of its task would do as well for an entry that waits for another one."""
+    query = entry.query
+    if entry.place is not None and entry.place.candidate is candidate:  # type: ignore[attr-defined]
+        return True
+    if query.task is None or candidate in entry.refused_by:
+        return False
+    if query.cost_max is not None and candidate.cost_per_1000_usual > query.cost_max:
+        return False
+    if query.on_miss == "degrade":
+        return True
+    own: Candidate = entry.place.candidate  # type: ignore[attr-defined]
+    if query.prefer == "cost" and candidate.cost_per_1000_usual > JOIN_COST_MAX * own.cost_per_1000_usual:
+        return False
+    if query.prefer == "latency" and candidate.lat_ms(entry.rows) > own.lat_ms(entry.rows):
+        return False
+    return candidate.accuracy_low >= entry.accuracy_floor
 
 
 def _block_ms(group: Group, now_ms: float) -> float:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.batcher import Tightness
+from broker.batcher import NEVER, Tightness
 from broker.catalog import Candidate
 from broker.ledger import Entry
 from modelless.messages import RecordId
+
+LEAD_MS = 1.0
+"""So long before a device is predicted to be idle it gets its next batch; sooner, that would be a smaller one."""
+LEAD_SHARE = 0.1
+"""Of the batch that runs, if that is more: it may end so much sooner than predicted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +26,8 @@ class Sent:
     cost_ms: float
     rows: int
     worker: Worker
+    margin_ms: float = 0.0
+    """By so much it may well take longer."""
     predicts: bool = False
     """Some of its queries are to be copied to a shadow."""
 
@@ -63,14 +70,27 @@ class Worker:
         """Predicted cost of what is sent and not settled; a handful of batches."""
         return sum([sent.cost_ms for sent in self.sent.values()])
 
+    def start_ms(self, now_ms: float) -> float:
+        """By when another batch will have started, unless what runs takes unusually long."""
+        margin_ms = next(reversed(self.sent.values())).margin_ms if self.sent else 0.0
+        return max(now_ms, self.ends_ms + margin_ms)
+
     def outstanding_ms(self, now_ms: float) -> float:
         """Predicted time until the device has run all that was sent."""
         return max(0.0, self.ends_ms - now_ms)
 
+    def has_room(self, now_ms: float) -> bool:
+        """Whether another batch may be sent: nothing is sent, or the last of it is about to end, and credit is left."""
+        return now_ms >= self.room_ms and not self.draining
+
     @property
-    def has_room(self) -> bool:
-        """Whether another batch may be sent: what is sent and not settled is within the credit, or nothing is sent."""
-        return not self.draining and (not self.sent or self.unsettled_ms < self.window_ms)
+    def room_ms(self) -> float:
+        """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
+        if not self.sent:
+            return -NEVER
+        if self.unsettled_ms >= self.window_ms:
+            return NEVER
+        return self.ends_ms - max(LEAD_MS, LEAD_SHARE * next(reversed(self.sent.values())).cost_ms)
 
 
 @dataclass(slots=True, eq=False)

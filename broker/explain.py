@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from broker.catalog import Candidate, Catalog, Target
 from broker.ledger import Address, Entry, Source
-from broker.selector import Backlog, Choice, Chosen, Parked, Refused, Selector
+from broker.ranking import Class
+from broker.routes import Routes
+from broker.selector import Choice, Chosen, Parked, Refused, Selector, Wait
 from broker.usual import Usual
 from broker.versions import Loaded
-from broker.view import NEVER
+from broker.view import ANY, NEVER
 from modelless.messages import (
     Condition,
     Correction,
@@ -28,6 +30,7 @@ from modelless.messages import (
     Profile,
     Query,
     RecordId,
+    Route,
 )
 
 HEADER_CANDIDATES_MAX = 16
@@ -71,7 +74,7 @@ class Explanation:
 
 
 def explain(
-    entry: Entry, target: Target, choice: Choice, floor: float, now_ms: float, backlog: Backlog, most: int | None = None
+    entry: Entry, target: Target, choice: Choice, floor: float, now_ms: float, wait: Wait, most: int | None = None
 ) -> Explanation:
     """Say why ``choice`` was made of ``target`` for ``entry``; of ``most`` candidates only, all by default."""
     query, ranking = entry.query, target.ranking
@@ -84,14 +87,14 @@ def explain(
     slack_ms = NEVER if deadline_ms is None else deadline_ms - max(now_ms, arrival_ms)
     judged = []
     for candidate in shown:
-        wait_ms = backlog(candidate.group, entry, now_ms) / candidate.workers if candidate.workers else None
+        wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms) if candidate.team else None
         against = _against(candidate, entry, floor, slack_ms, wait_ms)
         if candidate is chosen:
             why = "chosen" + (f", although {'; '.join(against)}" if against else "")
         elif candidate is choice.wanted:
             why = "wanted: " + ("; ".join(against) or "not loaded")
         else:
-            why = "; ".join(against) or _behind(candidate, chosen, query)
+            why = "; ".join(against) or _behind(candidate, choice, query)
         lat_ms = candidate.lat_ms(entry.rows)
         finish_ms = None if wait_ms is None else wait_ms + lat_ms
         judged.append(
@@ -138,10 +141,15 @@ def _against(candidate: Candidate, entry: Entry, floor: float, slack_ms: float, 
     return found
 
 
-def _behind(candidate: Candidate, chosen: Candidate | None, query: Query) -> str:
+def _behind(candidate: Candidate, choice: Choice, query: Query) -> str:
     """Nothing speaks against it, but another one is better."""
-    if chosen is None:
+    if not isinstance(choice, Chosen):
         return "would do"
+    if choice.by == "route":
+        return "not next on the plan's route"
+    if choice.by == "price":
+        return "under load not worth its device time"
+    chosen = choice.candidate
     if query.prefer == "latency":
         return "would answer later"
     cost, accuracy = candidate.cost_per_1000_usual, candidate.accuracy_low
@@ -157,9 +165,15 @@ def _behind(candidate: Candidate, chosen: Candidate | None, query: Query) -> str
 def _words(choice: Choice, query: Query) -> str:
     best = {"cost": "the cheapest", "accuracy": "the most accurate", "latency": "the soonest"}[query.prefer]
     match choice:
-        case Chosen(candidate=candidate, missed=missed):
+        case Chosen(candidate=candidate, missed=missed, by=by):
             text = f"{candidate.variant} on {candidate.group}: "
-            text += f"{best} that answers in time" if not missed else f"gives up {' and '.join(missed)}"
+            text += f"gives up {' and '.join(missed)}" if missed else ""
+            if by == "route":
+                text += ", next on the plan's route" if missed else "next on the plan's route, and in time"
+            elif by == "price":
+                text += ", since under load more of it is not worth its device time"
+            elif not missed:
+                text += f"{best} that answers in time"
         case Refused(status=status, message=message):
             text = f"{status}: {message}"
         case Parked(wanted=None):
@@ -221,7 +235,7 @@ def catalog_of(
         catalog.put_correction(correction.variant, correction)
     for each in labels:
         catalog.put_labels(each.name, each)
-    ready: dict[tuple[str, str], int] = {}
+    ready: dict[tuple[str, str], frozenset[str]] = {}
     for worker in workers:
         group = worker.group or ""
         wanted = None
@@ -230,9 +244,9 @@ def catalog_of(
             wanted = frozenset(assignment.load if assignment is not None else ()) - frozenset(worker.errors)
         catalog.put_worker(worker.incarnation, Loaded(group, frozenset(worker.variants), wanted))
         for variant in worker.variants:
-            ready[variant, group] = ready.get((variant, group), 0) + 1
-    for (variant, group), number in ready.items():
-        catalog.set_ready(variant, group, number)
+            ready[variant, group] = ready.get((variant, group), frozenset()) | {worker.incarnation}
+    for (variant, group), team in ready.items():
+        catalog.set_ready(variant, group, team)
     for condition in conditions:
         candidate = catalog.candidate(condition.variant, condition.group)
         if candidate is not None and candidate.model.digest == condition.digest:
@@ -250,13 +264,17 @@ def asked(query: Query, rows: int, latency_ms_default: float) -> Entry:
 
 
 def explain_asked(
-    entry: Entry, target: Target, backlog_ms: Mapping[str, float], accuracy_slack: float
+    entry: Entry, target: Target, backlog_ms: Mapping[str, float], accuracy_slack: float, routes: Sequence[Route] = ()
 ) -> tuple[Choice, Explanation]:
-    """Choose for such an entry as a broker would, with so much work (ms) before it; the target has candidates."""
+    """Choose for such an entry as a broker would, with so much work (ms) before it; the target has candidates.
 
-    def backlog(group: str, entry: Entry, now_ms: float) -> float:
-        return backlog_ms.get(group, 0.0)
+    ``routes``: the plan's; what followed them until now only the brokers know.
+    """
+
+    def wait(of: Class, entry: Entry, now_ms: float) -> float:
+        return backlog_ms.get(of.group, 0.0) / len(of.team)
 
     selector = Selector(accuracy_slack)
-    choice = selector.choose(entry, target, 0.0, backlog)
-    return choice, explain(entry, target, choice, selector.accuracy_floor(entry, target), 0.0, backlog)
+    by_key = {candidate.key: candidate for candidate in target.ranking.candidates}
+    choice = selector.choose(entry, target, 0.0, wait, routes=Routes(routes), find=by_key.get)
+    return choice, explain(entry, target, choice, selector.accuracy_floor(entry, target), 0.0, wait)

@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError, ProducerFenced
 
 from broker.catalog import Catalog
 from broker.conditions import Conditions
+from broker.demand import total
 from broker.planner import Planner, Situation
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
@@ -56,7 +57,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
     """One broker's candidacy, and its planning while it leads.
 
     Args:
-        situation: what is to be planned for now, but for what brokers want, which the fleet's topic tells.
+        situation: what is to be planned for now, but for what brokers want and are asked for: the fleet's topic tells.
         plan: the last one that was read.
     """
 
@@ -156,7 +157,8 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         for member in office.fleet.brokers():
             for key, rows_per_second in member.wants.items():
                 wants[key] = wants.get(key, 0.0) + rows_per_second
-        situation = replace(self._situation(), wants=wants)
+        demand = total(each for member in office.fleet.brokers() for each in member.demand)
+        situation = replace(self._situation(), wants=wants, demand=demand)
         plan = await asyncio.to_thread(
             office.planner.plan, self._latest(), situation, self._name, self._clock.now_ms()
         )  # beside the loop: it may take longer than a query has time for

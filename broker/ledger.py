@@ -87,6 +87,8 @@ class Entry:
     inputs: tuple[Tensor, ...] = ()
     """In the order of the chosen model's specification."""
     missed: tuple[str, ...] = ()
+    accuracy_floor: float = 0.0
+    """Below this, an answer is less accurate than asked."""
     refused_by: tuple[object, ...] = ()
     """Candidates that it cannot wait for any more."""
     explains: bool = False

@@ -16,16 +16,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from math import inf
 
+from broker import placement
 from broker.worth import Item, Valued, Worth, answering, beaten_by, item, valued
 from modelless.labels import shadow_of
 from modelless.messages import (
     Assignment,
     Correction,
+    Demanded,
     Labels,
     ModelVersion,
     Plan,
     Profile,
+    Route,
     split_variant,
 )
 
@@ -41,6 +45,10 @@ REMEASURE_PERIOD_MS = 600_000.0
 """No variant is measured again more often on one group."""
 REMEASURE_PATIENCE_MS = 300_000.0
 """If it was not done by then, it is the next one's turn."""
+ALLOCATE_INTERVAL_MS = 5_000.0
+"""So often it is decided anew what serves the demand best."""
+BURST, BURST_ROWS_MIN = 1.5, 5.0
+"""And at once when a task's rows a second exceed so many times what was decided for, plus so many."""
 LOADED_MAX = 256
 """Variants of one worker."""
 REASONS_MAX = 200
@@ -79,6 +87,10 @@ class Situation:
     """Rows a second that brokers would like to send there."""
     drifted: Set[str] = frozenset()
     """Whose profile does not hold any more."""
+    demand: Sequence[Demanded] = ()
+    """What all brokers together are asked for."""
+    prices_per_hour: Mapping[str, float] = field(default_factory=dict)
+    """USD of a worker, by group."""
 
 
 class Planner:
@@ -96,6 +108,12 @@ class Planner:
         self._stays_until_ms: dict[str, float] = {}
         self._wants: dict[str, tuple[float, float]] = {}
         self._asked_ms: dict[str, float] = {}
+        self._options = placement.Options(time_limit_s=0.5, load_gain_min=0.005)
+        self._allocation: Mapping[str, Sequence[str]] = {}
+        self._routes: tuple[Route, ...] = ()
+        self._allocated_by: object = None
+        self._allocated_for: Mapping[str, float] = {}
+        self._allocate_ms = 0.0
 
     def plan(self, previous: Plan | None, situation: Situation, leader: str, now_ms: float) -> Plan | None:
         """The next plan, or None while the previous one still says the same."""
@@ -115,14 +133,16 @@ class Planner:
         default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
         assignments = self._absent(before, situation.workers, now_ms)
         reasons: list[str] = []
-        for name, workers in sorted(groups.items()):
-            group = _Group(name, workers, situation, before)
+        known = [_Group(name, workers, situation, before) for name, workers in sorted(groups.items())]
+        allocated = self._allocated(known, default, situation, now_ms)
+        for group in known:
+            name, workers = group.name, group.workers
             used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
             ran = used & situation.rates.keys()
             wants = {f"{variant}@{name}": 0.0 for variant in shadows}
             wants.update({key: rate for key, (rate, _) in self._wants.items()})
             values = valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
-            load = _place(group, values, used)
+            load = _place(group, values, used, allocated)
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
             for worker in workers:
@@ -132,13 +152,73 @@ class Planner:
                     outdated.get(worker.name, {}),
                 )
             reasons += _reasons(group, values, load, default | besides)
-        if previous is not None and previous.workers == assignments and previous.leader == leader:
+        same = previous is not None and previous.workers == assignments and previous.routes == self._routes
+        if same and previous is not None and previous.leader == leader:
             return None
         self._settle(before, assignments, situation, now_ms)
         if len(reasons) > REASONS_MAX:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
-        return Plan(epoch, leader, now_ms, assignments, tuple(reasons))
+        return Plan(epoch, leader, now_ms, assignments, tuple(reasons), self._routes)
+
+    def _allocated(
+        self, groups: Sequence[_Group], default: Set[str], situation: Situation, now_ms: float
+    ) -> Mapping[str, Sequence[str]]:
+        """By worker, what serves the demand best; decided anew every so often, and when something changes."""
+        fleet = tuple((worker.name, worker.group) for group in groups for worker in group.workers)
+        known = (fleet, frozenset(item.key for group in groups for item in group.items))
+        volume: dict[str, float] = {}
+        for each in situation.demand:
+            volume[each.task] = volume.get(each.task, 0.0) + each.rows_per_second
+        is_burst = any(
+            rate > BURST * self._allocated_for.get(task, 0.0) + BURST_ROWS_MIN for task, rate in volume.items()
+        )
+        if known == self._allocated_by and not is_burst and now_ms < self._allocate_ms:
+            return self._allocation
+        self._allocated_by, self._allocated_for, self._allocate_ms = known, volume, now_ms + ALLOCATE_INTERVAL_MS
+        if not situation.demand:
+            self._allocation, self._routes = {}, ()
+            return self._allocation
+        choices = [
+            _choice(group, item, group.profiles[item.key])
+            for group in groups
+            for item in group.items
+            if item.model.key in default
+        ]
+        fleet_groups = [
+            placement.Group(
+                group.name,
+                min(worker.memory_bytes_max for worker in group.workers) / 2**20,
+                situation.prices_per_hour.get(group.name, 0.0),
+                {worker.name: frozenset(group.before(worker).load) for worker in group.workers},
+            )
+            for group in groups
+        ]
+        demands = [
+            placement.Demand(
+                each.task,
+                inf if each.latency_ms is None else each.latency_ms,
+                each.accuracy_min,
+                each.rows_per_second,
+                each.prefer,
+                each.degrades,
+            )
+            for each in situation.demand
+        ]
+        found = placement.place(demands, choices, fleet_groups, self._options)
+        self._allocation = found.load
+        self._routes = tuple(
+            Route(
+                demand.task,
+                None if demand.latency_ms == inf else demand.latency_ms,
+                demand.accuracy_min,
+                demand.by_accuracy,
+                demand.degrades,
+                {f"{variant}@{group}": round(share, 4) for (variant, group), share in shares.items()},
+            )
+            for demand, shares in zip(found.classes, found.shares, strict=True)
+        )
+        return self._allocation
 
     def _remember(self, before: Mapping[str, Assignment], situation: Situation, now_ms: float) -> None:
         """What is used and wanted now, for a while; a plan of somebody else's is taken to be in use."""
@@ -252,7 +332,9 @@ class _Group:
                 yield profile.key, profile
 
 
-def _place(group: _Group, values: Sequence[Valued], used: Set[str]) -> dict[str, list[str]]:
+def _place(
+    group: _Group, values: Sequence[Valued], used: Set[str], allocated: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
     """What each worker loads, the most valuable first. See the module for the rounds."""
     load: dict[str, dict[str, Valued]] = {worker.name: {} for worker in group.workers}
     free_bytes = {worker.name: worker.memory_bytes_max for worker in group.workers}
@@ -272,6 +354,11 @@ def _place(group: _Group, values: Sequence[Valued], used: Set[str]) -> dict[str,
         return True
 
     worthy = [value for value in values if value.worth is not Worth.NOTHING]
+    by_variant = {value.item.variant: value for value in values}
+    for worker in load:
+        for variant in allocated.get(worker, ()):
+            if variant in by_variant:
+                put(worker, by_variant[variant])
     for value in values:
         if value.item.key in used:
             for worker in load:
@@ -351,6 +438,21 @@ def _urgency(
         )
         for variant in missing
     }
+
+
+def _choice(group: _Group, of: Item, profile: Profile) -> placement.Choice:
+    batches = profile.batches
+    return placement.Choice(
+        of.variant,
+        of.model.task,
+        group.name,
+        of.point.accuracy,
+        tuple(batch.batch_size for batch in batches),
+        tuple(batch.p50_ms for batch in batches),
+        tuple(batch.p99_ms for batch in batches),
+        of.memory_bytes / 2**20,
+        profile.load_ms,
+    )
 
 
 def _reasons(

@@ -26,6 +26,8 @@ _RATIO_MAX = 2.0
 """Of one batch's time to the living median, either way; what is beyond counts as this."""
 _TAIL_STEP = 0.1
 _TAIL = 0.99
+MARGIN_MAX = 1.25
+"""Times the median: the most that a batch is kept smaller for a long tail, which is seldom in the batch's size."""
 QUIET_MS = 5_000.0
 """Without a batch for so long, what was learned begins to be forgotten."""
 RELAX_MS = 30_000.0
@@ -33,6 +35,8 @@ RELAX_MS = 30_000.0
 _FORGOTTEN = 0.01
 _USEFUL_SHARE = 0.95
 """Of the best throughput; batches larger than the first that reaches it only block the device for longer."""
+_FAIR_SHARE = 0.5
+"""Likewise; to make smaller batches than the first that reaches it, lest they block the device, costs all more."""
 _SCALE_MIN, _SCALE_MAX = 0.1, 20.0
 
 
@@ -46,6 +50,8 @@ class LatencyTable:
         self.rows_max = batches[-1].batch_size
         best = max(b.batch_size / b.p50_ms for b in batches)
         self.rows_useful = next(b.batch_size for b in batches if b.batch_size / b.p50_ms >= _USEFUL_SHARE * best)
+        self.rows_fair = next(b.batch_size for b in batches if b.batch_size / b.p50_ms >= _FAIR_SHARE * best)
+        self._sizes_useful = [b.batch_size for b in reversed(batches) if b.batch_size <= self.rows_useful]
         self.scale = 1.0
         """Living median over the profile's."""
         self.tail = 1.0
@@ -66,19 +72,28 @@ class LatencyTable:
             return self._p99_ms[rows] * self.tail
         return self._p99_ms[-1] * self.tail * rows / self.rows_max
 
-    def queue_ms(self, rows: int) -> float:
-        """Median time to work off that many rows in the largest useful batches."""
+    def sure_ms(self, rows: int) -> float:
+        """What a batch is given time for: its p99, or a margin above the median where the tail is longer than that."""
+        p50_ms = self.p50_ms(rows)
+        return min(max(self.p99_ms(rows), p50_ms), MARGIN_MAX * p50_ms)
+
+    def queue_ms(self, rows: int, rows_of_batch: int | None = None) -> float:
+        """Median time to work off that many rows in batches of that size, or in the largest useful ones."""
         if rows <= 0:
             return 0.0
-        full, rest = divmod(rows, self.rows_useful)
-        return (full * self._p50_ms[self.rows_useful] + (self._p50_ms[rest] if rest else 0.0)) * self.scale
+        size = self.rows_useful if rows_of_batch is None else rows_of_batch
+        return rows * self._p50_ms[size] / size * self.scale
 
-    def rows_within(self, budget_ms: float, rows_min: int) -> int:
-        """The most rows that are useful, at least ``rows_min``, whose batch fits into the budget."""
-        rows = self.rows_useful
-        while rows > rows_min and self.p50_ms(rows) > budget_ms:
-            rows = rows * 3 // 4 if rows > 4 else rows - 1
-        return max(rows, rows_min)
+    def rows_within(self, budget_ms: float, rows_min: int, block_ms: float = inf) -> int:
+        """The largest profiled size that is useful, at least ``rows_min``, whose batch surely fits into the budget.
+
+        ``block_ms``: and takes no longer than this at the median, unless all that does is much less efficient.
+        """
+        for size in self._sizes_useful:
+            blocks = size > self.rows_fair and self.p50_ms(size) > block_ms
+            if size <= rows_min or (self.sure_ms(size) <= budget_ms and not blocks):
+                return max(size, rows_min)
+        return rows_min
 
     def observe(self, rows: int, execute_ms: float, now_ms: float) -> None:
         """A batch ran."""
@@ -120,11 +135,10 @@ def _towards_one(factor: float, share: float) -> float:
 
 
 def _dense(points: list[tuple[int, float]]) -> list[float]:
-    """Linear interpolation at 0, 1, …, largest size; never falling, since more rows are never faster."""
+    """At 0, 1, …, largest size the time of the next larger profiled one; never falling."""
     dense = [points[0][1]] * (points[0][0] + 1)
-    for (size, ms), (size_next, ms_next) in pairwise(points):
-        step = (max(ms_next, ms) - ms) / (size_next - size)
-        dense += [ms + step * i for i in range(1, size_next - size + 1)]
+    for (size, _), (size_next, ms_next) in pairwise(points):
+        dense += [ms_next] * (size_next - size)
     for index in range(1, len(dense)):
         dense[index] = max(dense[index], dense[index - 1])
     return dense

@@ -3,7 +3,7 @@
 A query asks for the best by one number (cost, accuracy or latency) among those within limits on the other two.
 Constraints are continuous, so that answers cannot be remembered; but most candidates are never the answer.
 
-Candidates of one group with the same number of ready workers make a **class**: they wait for the same backlog. One
+Candidates of one group that the same workers have ready make a **class**: they wait for the same work. One
 **dominates** another of its class that is no more accurate, no cheaper and, at every sampled number of rows, no faster:
 while the former is there, the latter is not chosen. What nobody dominates is the **front** of the class; of 10,000
 candidates some hundreds in all. Who is not in it remembers one **witness** that dominates it, and is looked at again
@@ -18,13 +18,29 @@ leaves the views as they were. Who a query must not get may have dominated the a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from broker.view import ANY, EVERYTHING, EXACT_MAX, GONE, NEVER, UNLOADED, Bound, Floats, Objects, Slots, View, keys_of
+from broker.prices import PriceRange, Pricing, price_range
+from broker.view import (
+    ANY,
+    EVERYTHING,
+    EXACT_MAX,
+    GONE,
+    NEVER,
+    UNLOADED,
+    Bound,
+    Floats,
+    Objects,
+    Places,
+    Slots,
+    View,
+    keys_of,
+    worthiest,
+)
 from modelless.messages import Prefer
 
 if TYPE_CHECKING:
@@ -62,11 +78,12 @@ def between(rows: int) -> tuple[int, float]:
 
 
 class Class(NamedTuple):
-    """Loaded candidates that wait for the same backlog."""
+    """Loaded candidates that wait for the same work."""
 
     id: int
     group: str
-    workers: int
+    team: frozenset[str]
+    """Workers that have all of them ready."""
 
 
 class Ranking:
@@ -87,7 +104,9 @@ class Ranking:
         self._class_of: Slots = np.zeros(16, np.int32)
         self._witness: Slots = np.full(16, UNDECIDED, np.int32)
         """Who dominates it."""
-        self._class_ids: dict[tuple[str, int], int] = {}
+        self._class_ids: dict[tuple[str, frozenset[str]], int] = {}
+        self._next_class_id = UNLOADED + 1
+        self._free_class_ids: list[int] = []
         self._class_sizes: Counter[int] = Counter()
         self._fronts: dict[int, Slots] = {}
         self._undecided: set[int] = set()
@@ -101,9 +120,13 @@ class Ranking:
         """In place of views of large fronts."""
         self._accuracy_best = 0.0
         self._classes: tuple[Class, ...] = ()
+        self._price_ranges: dict[str, PriceRange] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def __contains__(self, candidate: object) -> bool:
+        return candidate in self._slots
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -115,6 +138,18 @@ class Ranking:
         if self._changed:
             self._follow_up()
         return self._classes
+
+    def price_range(self, group: str) -> PriceRange:
+        """Of the device time that what is loaded there takes."""
+        if self._changed:
+            self._follow_up()
+        found = self._price_ranges.get(group)
+        if found is None:
+            ids = [each.id for each in self._classes if each.group == group]
+            loaded = [candidate for each in ids for candidate in self._candidates[self._fronts[each]]]
+            found = price_range((candidate.accuracy_low, candidate.row_ms) for candidate in loaded)
+            self._price_ranges[group] = found
+        return found
 
     @property
     def accuracy_best(self) -> float:
@@ -140,14 +175,19 @@ class Ranking:
         self._free.append(slot)
 
     def reclass(self, candidate: Candidate) -> None:
-        """Another number of workers has it ready."""
+        """Other workers have it ready."""
         slot = self._slots[candidate]
         self._leave(slot)
         self._enter(slot, candidate)
 
     def _enter(self, slot: int, candidate: Candidate) -> None:
-        key = (candidate.group, candidate.workers)
-        class_id = self._class_ids.setdefault(key, len(self._class_ids) + 2) if candidate.workers else UNLOADED
+        key = (candidate.group, candidate.team)
+        class_id = self._class_ids.get(key) if candidate.team else UNLOADED
+        if class_id is None:
+            if not self._free_class_ids:
+                self._free_class_ids.append(self._next_class_id)
+                self._next_class_id += 1
+            class_id = self._class_ids[key] = self._free_class_ids.pop()
         self._class_of[slot] = class_id
         self._witness[slot] = UNDECIDED
         self._undecided.add(slot)
@@ -187,6 +227,7 @@ class Ranking:
     def _follow_up(self) -> None:
         """Decide the undecided."""
         self._changed = False
+        self._price_ranges.clear()
         if self._undecided:
             undecided = np.fromiter(self._undecided, np.int32, len(self._undecided))
             self._undecided.clear()
@@ -199,8 +240,12 @@ class Ranking:
                 self._decide(class_id, undecided[classes == class_id])
         fronts = self._fronts = {class_id: front for class_id, front in self._fronts.items() if len(front)}
         self._accuracy_best = max([-float(self._losses[0, front].min()) for front in fronts.values()], default=0.0)
-        present = sorted(key for key, class_id in self._class_ids.items() if self._class_sizes[class_id])
-        self._classes = tuple([Class(self._class_ids[key], *key) for key in present])
+        for key in [key for key, class_id in self._class_ids.items() if not self._class_sizes[class_id]]:
+            class_id = self._class_ids.pop(key)
+            del self._class_sizes[class_id]
+            self._free_class_ids.append(class_id)
+        present = sorted([(group, class_id, team) for (group, team), class_id in self._class_ids.items()])
+        self._classes = tuple([Class(class_id, group, team) for group, class_id, team in present])
 
     def _decide(self, class_id: int, undecided: Slots) -> None:
         """Into the front of their class, or a witness to each; a block at a time, which sieves those that follow."""
@@ -277,6 +322,33 @@ class Ranking:
             view = self._view(prefer, rows)
         return view.best(bounds, accuracy_min, cost_max)
 
+    def worthiest(
+        self,
+        rows: int,
+        bounds: Sequence[Bound],
+        prices: Mapping[int, Pricing],
+        cost_max: float,
+        without: tuple[object, ...] = (),
+    ) -> Candidate | None:
+        """The most accuracy left after the price of a row's device time, of what is in time and affordable.
+
+        Args:
+            prices: by class.
+            without: candidates that do not count.
+        """
+        if self._changed:
+            self._follow_up()
+        if not without:
+            view = self._views.get(("accuracy", rows))
+            if view is None or view.age != self._age:
+                view = self._view("accuracy", rows)
+            return worthiest(view.priced(bounds, prices, cost_max))
+        slots, lat_ms, _ = self._within(rows, bounds, -NEVER, cost_max, without)
+        order = np.lexsort(keys_of("accuracy", self._losses[:, slots], lat_ms)[::-1])
+        return worthiest(
+            (self._candidates[slots[at]], float(lat_ms[at]), prices[int(self._class_of[slots[at]])]) for at in order
+        )
+
     def _too_early(self, prefer: Prefer, rows: int) -> bool:
         """Whether to make a view of so many later, when it is asked for more often, lest each change costs one."""
         if sum(map(len, self._fronts.values())) <= EXACT_MAX:
@@ -303,7 +375,24 @@ class Ranking:
         without: tuple[object, ...],
     ) -> Candidate | None:
         """The same by looking at all, since those that the absent ones dominate count."""
-        wait_ms, lat_ms_max = np.full((2, len(self._class_ids) + 2), -NEVER)
+        slots, lat_ms, wait_ms = self._within(rows, bounds, accuracy_min, cost_max, without)
+        if not len(slots):
+            return None
+        keys = keys_of(prefer, self._losses[:, slots], lat_ms + wait_ms)
+        first = np.flatnonzero(keys[0] == keys[0].min())
+        best: Candidate = self._candidates[slots[first[np.lexsort((keys[2][first], keys[1][first]))[0]]]]
+        return best
+
+    def _within(
+        self,
+        rows: int,
+        bounds: Sequence[Bound],
+        accuracy_min: float,
+        cost_max: float,
+        without: tuple[object, ...],
+    ) -> tuple[Places, Floats, Floats]:
+        """Slots of all that is within the limits, with ms of its own and of what comes before it."""
+        wait_ms, lat_ms_max = np.full((2, self._next_class_id), -NEVER)
         for class_id, own_ms, own_ms_max in bounds:
             own = class_id if class_id != ANY else slice(UNLOADED, None)
             wait_ms[own], lat_ms_max[own] = own_ms, own_ms_max
@@ -312,12 +401,7 @@ class Ranking:
         within = (losses[0] <= -accuracy_min) & (losses[1] <= cost_max) & (lat_ms <= lat_ms_max[classes])
         within[[self._slots[each] for each in without if each in self._slots]] = False
         slots = np.flatnonzero(within)
-        if not len(slots):
-            return None
-        keys = keys_of(prefer, losses[:, slots], lat_ms[slots] + wait_ms[classes[slots]])
-        first = np.flatnonzero(keys[0] == keys[0].min())
-        best: Candidate = self._candidates[slots[first[np.lexsort((keys[2][first], keys[1][first]))[0]]]]
-        return best
+        return slots, lat_ms[slots], wait_ms[classes[slots]]
 
     def ordered(self, prefer: Prefer, rows: int, most: int | None = None) -> list[Candidate]:
         """All, or the first of them, the best first."""

@@ -5,30 +5,42 @@ query's own rows, cost at the batches of late. *Would it be met now?* adds the p
 queued ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is
 the contract's table of ``on_miss``; ``cost_max`` is never given up.
 
+Two things come before ``prefer``, for queries with a deadline that name a task. Where the plan has a route for their
+class (:mod:`broker.routes`), it says which of what is in time is next. And a query that degrades pays for device time
+(:mod:`broker.prices`): it goes below its floor where work waits, and what is left of the accuracy there is more.
+
 What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
 else could answer, the choice names it as *wanted*, which the brokers tell the leader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.ranking import Ranking
-from broker.view import NEVER, UNLOADED, Bound
+from broker.prices import RUN_SHARE, Level, Pricing
+from broker.ranking import Class, Ranking
+from broker.routes import Routes, Shares
+from broker.view import ANY, NEVER, UNLOADED, Bound
 from modelless.messages import Prefer
 
-Backlog = Callable[[str, Entry, float], float]
-"""Predicted ms of work of a group, all its devices together, that would run before an entry, at an instant (ms)."""
+Wait = Callable[[Class, Entry, float], float]
+"""Predicted ms until the first of a class's workers could start an entry, at an instant (ms)."""
+
+
+LEVELS_MAX = 1024
+"""Teams whose waits are remembered."""
 
 
 class Chosen(NamedTuple):
     candidate: Candidate
     missed: tuple[str, ...] = ()
     wanted: Candidate | None = None
+    by: Literal["prefer", "price", "route"] = "prefer"
+    """What decided: the query's preference, the price of device time, or the plan's route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +62,31 @@ Choice = Chosen | Refused | Parked
 
 
 class Selector:
-    """Stateless but for its setting."""
+    """Remembers how long teams were waited for of late, and nothing of queries."""
 
     def __init__(self, accuracy_slack: float) -> None:
         self._accuracy_slack = accuracy_slack
+        self._levels: dict[tuple[str, frozenset[str]], Level] = {}
 
     def choose(
         self,
         entry: Entry,
         target: Target,
         now_ms: float,
-        backlog: Backlog,
+        wait: Wait,
         floor: float | None = None,
         *,
         wanting: bool = True,
+        routes: Routes | None = None,
+        find: Callable[[str], Candidate | None] = lambda key: None,
     ) -> Choice:
         """Decide for one query; the whole table of ``on_miss``. The target has candidates.
 
         Args:
             floor: the accuracy floor where it is not the target's: a canary stands in for what was named.
             wanting: whether to look for what would be better than what is chosen; it is done anyway where nothing is.
+            routes: the plan's.
+            find: the candidate of ``variant@group``.
         """
         query, ranking = entry.query, target.ranking
         if floor is None:
@@ -82,20 +99,93 @@ class Selector:
         slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
         if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
+        shares = None
+        if routes is not None and query.task is not None and query.on_miss != "late" and 0 < slack_ms < NEVER:
+            shares = routes.of(query, entry.latency_deadline_ms - arrival_ms, floor)  # type: ignore[operator]
+        choice: Choice | None = None
+        if shares is not None:
+            choice = self._routed(entry, ranking, shares, find, wait, now_ms, floor, cost_max, slack_ms)
+        if choice is None:
+            choice = self._preferred(entry, ranking, wait, now_ms, floor, cost_max, slack_ms, wanting=wanting)
+        if shares is not None and isinstance(choice, Chosen):
+            shares.took(choice.candidate.key, entry.rows)
+        return choice
+
+    def _routed(
+        self,
+        entry: Entry,
+        ranking: Ranking,
+        shares: Shares,
+        find: Callable[[str], Candidate | None],
+        wait: Wait,
+        now_ms: float,
+        floor: float,
+        cost_max: float,
+        slack_ms: float,
+    ) -> Chosen | None:
+        """Where the plan wants it next, of what will be in time and answers for the target; the plan may be outdated.
+
+        Nothing is wanted besides: the plan was made in the knowledge of what is not loaded.
+        """
+        least = floor if entry.query.on_miss != "degrade" else -NEVER
+        for key in shares.order():
+            candidate = find(key)
+            if candidate is None or not candidate.team or candidate not in ranking or candidate in entry.refused_by:
+                continue
+            if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < least:
+                continue
+            team = Class(ANY, candidate.group, candidate.team)
+            wait_ms = wait(team, entry, now_ms)
+            self._level(team).at(wait_ms / slack_ms, now_ms)
+            run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
+            if wait_ms + run_ms <= slack_ms:
+                return Chosen(candidate, ("accuracy",) if candidate.accuracy_low < floor else (), None, "route")
+        return None
+
+    def _preferred(
+        self,
+        entry: Entry,
+        ranking: Ranking,
+        wait: Wait,
+        now_ms: float,
+        floor: float,
+        cost_max: float,
+        slack_ms: float,
+        *,
+        wanting: bool,
+    ) -> Choice:
+        """By what the query prefers, and what device time is worth; without a plan's route."""
+        query = entry.query
+        priced = query.on_miss == "degrade" and 0 < slack_ms < NEVER
         bounds: list[Bound] = []
-        of, ahead_ms = "", 0.0
-        for class_id, group, workers in ranking.classes:
-            if group != of:
-                of, ahead_ms = group, backlog(group, entry, now_ms)
-            wait_ms = ahead_ms / workers
-            bounds.append((class_id, wait_ms, slack_ms - wait_ms))
+        prices: dict[int, Pricing] = {}
+        for each in ranking.classes:
+            wait_ms = wait(each, entry, now_ms)
+            bounds.append((each.id, wait_ms, slack_ms - wait_ms))
+            if priced:
+                share = self._level(each).at(wait_ms / slack_ms, now_ms)
+                prices[each.id] = Pricing(ranking.price_range(each.group), share * slack_ms, slack_ms)
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
-        if found is not None and not (wanting and ranking.unloaded):
-            return Chosen(found)
         asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
-        wanted = asked.wanted(query.prefer, found, floor, asked.latency_ms)
-        choice = Chosen(found, (), wanted) if found is not None else asked.missed(wanted)
-        return choice if wanting or not isinstance(choice, Chosen) else Chosen(choice.candidate, choice.missed)
+        wanting = wanting and ranking.unloaded > 0
+        choice: Choice | None = asked.priced(prices, found, wanting=wanting) if prices else None
+        if choice is None and found is not None:
+            choice = Chosen(found, (), asked.wanted(query.prefer, found, floor, asked.latency_ms) if wanting else None)
+        if choice is None:
+            choice = asked.missed(asked.wanted(query.prefer, None, floor, asked.latency_ms))
+            if isinstance(choice, Chosen) and not wanting:
+                choice = choice._replace(wanted=None)
+        return choice
+
+    def _level(self, of: Class) -> Level:
+        key = of.group, of.team
+        level = self._levels.get(key)
+        if level is None:
+            if len(self._levels) >= LEVELS_MAX:
+                levels = self._levels
+                del levels[min(levels, key=lambda each: levels[each].at_ms)]
+            level = self._levels[key] = Level()
+        return level
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
         """What was asked for, or the best of what was named minus the slack."""
@@ -138,6 +228,21 @@ class Asked:
             return candidate
         rows = self._entry.rows
         return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
+
+    def priced(self, prices: Mapping[int, Pricing], found: Candidate | None, *, wanting: bool) -> Chosen | None:
+        """What has the most accuracy left after the price of its time, if it is below the floor."""
+        entry, ranking = self._entry, self._ranking
+        worthiest = ranking.worthiest(entry.rows, self._bounds, prices, self._cost_max, entry.refused_by)
+        if worthiest is None or worthiest.accuracy_low >= self._floor:
+            return None
+        best = found or self._best("accuracy", self._bounds, -NEVER)
+        assert best is not None
+        wanted = None
+        if wanting:
+            wanted = self.wanted(entry.query.prefer, None, self._floor, self.latency_ms)
+            wanted = wanted or self.wanted("accuracy", worthiest, -NEVER, self.latency_ms)
+        by: Literal["prefer", "price"] = "price" if best.accuracy_low > worthiest.accuracy_low else "prefer"
+        return Chosen(worthiest, ("accuracy",), wanted, by)
 
     def missed(self, wanted: Candidate | None) -> Choice:
         """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""
@@ -183,9 +288,9 @@ class Asked:
         late_ms = NEVER
         soonest = self._best("latency", self._taking(self.latency_ms), self._floor)
         if soonest is not None:
-            own = soonest.group, soonest.workers
+            own = soonest.group, soonest.team
             classes = zip(self._ranking.classes, self._bounds, strict=True)
-            (wait_ms,) = [wait_ms for each, (_, wait_ms, _) in classes if (each.group, each.workers) == own]
+            (wait_ms,) = [wait_ms for each, (_, wait_ms, _) in classes if (each.group, each.team) == own]
             late_ms = wait_ms + soonest.lat_ms(rows) - self._slack_ms
         for refused in self._entry.refused_by:  # its turn came too late this time
             if isinstance(refused, Candidate) and refused.workers:

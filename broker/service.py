@@ -19,7 +19,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from broker.core import Bury, CancelSent, Core, Reply, Send
+from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.dead_letters import dead_letter
 from broker.devices import Worker
 from broker.feedback import Corrector
@@ -28,7 +28,6 @@ from broker.leader import Leader
 from broker.ledger import Entry, Source
 from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
-from broker.planner import PlannedWorker, Situation
 from broker.reader import QueryReader
 from broker.rollback import RollBack
 from modelless import frames, messages
@@ -51,9 +50,6 @@ _log = structlog.get_logger(__name__)
 
 METADATA_INTERVAL_S = 5.0
 METADATA_RETRY_S = 1.0
-DEMAND_INTERVAL_MS = 10.0
-DEMAND_ENDS_MS = 500.0
-"""Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 LOOP_LAG_INTERVAL_S = 0.25
 JUDGE_INTERVAL_S = 0.1
 TIMER_SLACK_MS = 0.2
@@ -89,7 +85,7 @@ class Broker:
             self._clock,
             self._core.catalog,
             self._core.conditions,
-            self._situation,
+            lambda: self._core.situation(self._clock.now_ms()),
             lambda: self._plan,
         )
         self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)
@@ -100,7 +96,6 @@ class Broker:
         self._server: LinkServer | None = None
         self._held: list[Source] = []
         self._metadata_wanted = asyncio.Event()
-        self._demands: dict[str, tuple[float, float]] = {}
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -316,7 +311,7 @@ class Broker:
             if self._plan is None or plan.epoch >= self._plan.epoch:
                 self._plan = plan
                 wanted = {name: frozenset(assignment.load) for name, assignment in plan.workers.items()}
-                self._core.planned(wanted, self._clock.now_ms())
+                self._core.planned(wanted, self._clock.now_ms(), plan.routes)
                 self.kick()
 
     def _on_cancel(self, record: ConsumerRecord) -> None:
@@ -366,25 +361,6 @@ class Broker:
             _log.warning("worker lost", worker=worker.name, reason=reason)
             self.kick()
 
-    def _situation(self) -> Situation:
-        """What there is to plan for, as copies: the planner works beside the loop."""
-        now_ms, catalog, conditions = self._clock.now_ms(), self._core.catalog, self._core.conditions
-        names = {model.name for model in catalog.models.values()}
-        return Situation(
-            dict(catalog.models),
-            dict(catalog.profiles),
-            [
-                PlannedWorker(worker.name, worker.group, worker.memory_bytes_max, worker.builders)
-                for worker in self._core.workers()
-                if not worker.draining
-            ],
-            labels=dict(catalog.labels),
-            served={name: of.key for name in names if (of := catalog.served(name)) is not None},
-            corrections=dict(catalog.corrections),
-            rates=conditions.rows_per_second(now_ms),
-            drifted=conditions.drifted(now_ms),
-        )
-
     # --- the pump -------------------------------------------------------------------------------------------------
 
     def kick(self) -> None:
@@ -402,11 +378,12 @@ class Broker:
                     self._links[worker.incarnation].send(batch)
                 case CancelSent(worker=worker, cancel=cancel):
                     self._links[worker.incarnation].send(cancel)
+                case TellDemand(worker=worker, demand=demand):
+                    self._links[worker.incarnation].send(demand)
                 case Reply():
                     self._send_reply(instruction)
                 case Bury():
                     self._send_dead_letter(instruction)
-        self._announce_demand(now_ms)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -414,21 +391,6 @@ class Broker:
         if wake_ms != float("inf"):
             delay_s = min(max(wake_ms - now_ms, TIMER_SLACK_MS), 60_000) / 1000
             self._timer = self._loop.call_later(delay_s, self._pump)
-
-    def _announce_demand(self, now_ms: float) -> None:
-        """Tell each group's workers how urgent our waiting work is, when that changed."""
-        for name, group in self._core.groups.items():
-            if not group.workers:
-                continue
-            _, backlog_ms, deadline_ms = self._core.waiting(name)
-            told_ms, told_backlog_ms = self._demands.get(name, (0.0, 0.0))
-            patience_ms = DEMAND_INTERVAL_MS if backlog_ms else DEMAND_ENDS_MS
-            if backlog_ms == told_backlog_ms or (told_backlog_ms and now_ms - told_ms < patience_ms):
-                continue
-            self._demands[name] = (now_ms, backlog_ms)
-            frame = frames.Demand(backlog_ms, None if deadline_ms == float("inf") else deadline_ms)
-            for worker in group.workers.values():
-                self._links[worker.incarnation].send(frame)
 
     def _send_reply(self, reply: Reply) -> None:
         entry, address = reply.entry, reply.entry.address
@@ -522,6 +484,7 @@ class Broker:
             },
             wants=core.wants(now_ms),
             served=core.counts.served(),
+            demand=core.demand(now_ms),
         )
 
 

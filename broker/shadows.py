@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from broker.batcher import concatenated
 from broker.canary import Counts
@@ -158,7 +159,7 @@ class Shadows:
                 continue
             shapes = [tensor.shape[1:] for tensor in matched]
             copies, tensors, rows = [first], [matched], first.rows
-            rows_max = candidate.table.rows_within(block_ms, first.rows)
+            rows_max = candidate.table.rows_within(inf, first.rows, block_ms)
             for copy in self._waiting:
                 if copy is first or (copy.labels, copy.answered_by) != (first.labels, first.answered_by):
                     continue

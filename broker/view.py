@@ -10,7 +10,7 @@ one taken if it is not within the limits after all.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from operator import or_
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from broker.prices import Pricing
 from modelless.messages import Prefer
 
 if TYPE_CHECKING:
@@ -76,6 +77,18 @@ def keys_of(prefer: Prefer, losses: Floats, lat_ms: Floats) -> tuple[Floats, Flo
     return (cost, accuracy, lat_ms) if prefer == "cost" else (accuracy, cost, lat_ms)
 
 
+def worthiest(priced: Iterable[tuple[Candidate, float, Pricing]]) -> Candidate | None:
+    """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy."""
+    best, most = None, -NEVER
+    for candidate, lat_ms, pricing in priced:
+        if candidate.accuracy_low <= most:
+            break
+        left = pricing.left(candidate, lat_ms)
+        if left > most:
+            best, most = candidate, left
+    return best
+
+
 class View:
     """Fronts in the order of a preference, the best last, for one number of rows.
 
@@ -120,6 +133,27 @@ class View:
         self._equal: list[bool] = [False, *equal.tolist()]
         """Whether it has the same accuracy and cost as the one before it."""
 
+    def priced(
+        self, bounds: Sequence[Bound], prices: Mapping[int, Pricing], cost_max: float
+    ) -> Iterator[tuple[Candidate, float, Pricing]]:
+        """Of a view by accuracy, what is in time and affordable, with its ms and its class's prices."""
+        lat_ms_max_of = {class_id: ms_max for class_id, _, ms_max in bounds}
+        assert self._cost is not None
+        found = self._cost.sets[bisect_right(self._cost.lows, cost_max)] & self._in_time(bounds)
+        while found:
+            place = found.bit_length() - 1
+            found ^= 1 << place
+            candidate, class_id, lat_ms = self._candidates[place], self._classes[place], self._lat_ms[place]
+            if lat_ms <= lat_ms_max_of[class_id] and candidate.cost_per_1000_usual <= cost_max:
+                yield candidate, lat_ms, prices[class_id]
+
+    def _in_time(self, bounds: Sequence[Bound]) -> int:
+        found, by_class = 0, self._by_class
+        for class_id, _, lat_ms_max in bounds:
+            lows, sets = by_class[class_id]
+            found |= sets[bisect_right(lows, lat_ms_max)]
+        return found
+
     def best(self, bounds: Sequence[Bound], accuracy_min: float, cost_max: float) -> Candidate | None:
         """The best that is accurate and affordable, and as fast as it has to be where it is; of equals the soonest."""
         found, scale = -1, self._accuracy
@@ -130,11 +164,7 @@ class View:
             found &= scale.sets[bisect_right(scale.lows, cost_max)]
         if self._by == "latency":
             return self._soonest(found, bounds, accuracy_min, cost_max)
-        in_time, by_class = 0, self._by_class
-        for class_id, _, lat_ms_max in bounds:
-            lows, sets = by_class[class_id]
-            in_time |= sets[bisect_right(lows, lat_ms_max)]
-        found &= in_time
+        found &= self._in_time(bounds)
         place = found.bit_length() - 1
         if not self._exact:
             lat_ms_max_of = {class_id: ms_max for class_id, _, ms_max in bounds}

@@ -307,6 +307,21 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """How one class of queries is to be divided."""
+
+    task: str
+    latency_ms: float | None
+    """At least so much is allowed; None: without a deadline."""
+    accuracy_min: float
+    by_accuracy: bool
+    """``prefer: accuracy``, or ``on_miss: degrade``."""
+    degrades: bool
+    shares: Mapping[str, float]
+    """By ``variant@group``; what is missing to 1 cannot be served."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The one authority for what is loaded (topic ``modelless.plan``, key ``plan``)."""
 
@@ -315,6 +330,7 @@ class Plan:
     created_ms: float
     workers: Mapping[str, Assignment]
     reasons: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +362,21 @@ living median over the profile's, of what runs there."""
 
 
 @dataclass(frozen=True, slots=True)
+class Demanded:
+    """Queries that ask for nearly the same, as a broker sees them arrive."""
+
+    task: str
+    latency_ms: float | None
+    """The shortest of them; None: without a deadline."""
+    accuracy_min: float
+    """The highest of them."""
+    prefer: Prefer
+    degrades: bool
+    """``on_miss: degrade``."""
+    rows_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A broker or worker that is alive (topic ``modelless.fleet``, key ``<kind>/<name>``), once a second."""
 
@@ -368,6 +399,8 @@ class Member:
     """A broker's: rows a second that ``variant@group`` would serve better than what is loaded."""
     served: tuple[Served, ...] = ()
     """A broker's, of models with a canary or a shadow."""
+    demand: tuple[Demanded, ...] = ()
+    """A broker's: what it is asked for, by class; the most asked for, 128 at most."""
 
 
 def split_variant(variant: str) -> tuple[str, str]:

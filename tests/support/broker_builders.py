@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from broker.catalog import Catalog
-from broker.core import Core, Instruction
+from broker.core import Core, Instruction, TellDemand
 from broker.devices import Worker
 from broker.intake import Intake
 from broker.ledger import Entry, Source
@@ -91,6 +91,8 @@ class Bench:
         self.core.ledger.assign(TOPIC, 0, 0, "")
         self._workers = count()
         self._offsets = count()
+        self.demands: list[TellDemand] = []
+        """What workers were told."""
 
     def worker(self, *variants: str, group: str = "cpu", window_ms: float = 20.0, now_ms: float = 0.0) -> Worker:
         name = f"{group}-{next(self._workers)}"
@@ -111,7 +113,10 @@ class Bench:
         return made
 
     def poll(self, now_ms: float = 0.0) -> list[Instruction]:
-        return self.core.poll(now_ms)
+        """But for what workers are told of demand, which ``demands`` has."""
+        everything = self.core.poll(now_ms)
+        self.demands += [each for each in everything if isinstance(each, TellDemand)]
+        return [each for each in everything if not isinstance(each, TellDemand)]
 
     def answer(self, worker: Worker, batch: frames.Batch, now_ms: float, disposition: Any = "answered") -> None:
         items = tuple(frames.ItemOutcome(item.record, disposition, "OK") for item in batch.items)

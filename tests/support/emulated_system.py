@@ -26,9 +26,11 @@ def write_configuration(folder: Path, servers: str, of_group: str = "") -> Path:
     return path
 
 
-def write_specification(folder: Path, name: str, task: str, ms: float = 1.0, accuracy: float = 0.9) -> Path:
-    """Of a model x [n, 2] to logits [n, 10] that takes ``ms`` for a batch, and 40 MB."""
-    (folder / f"{name}.csv").write_text(f"{store.EMULATED_HEADER}\nemulated,64,{ms},{ms},1,40\n")
+def write_specification(
+    folder: Path, name: str, task: str, ms: float = 1.0, accuracy: float = 0.9, rows: int = 64
+) -> Path:
+    """Of a model x [n, 2] to logits [n, 10] that takes ``ms`` for each ``rows`` of a batch, and 40 MB."""
+    (folder / f"{name}.csv").write_text(f"{store.EMULATED_HEADER}\nemulated,{rows},{ms},{ms},1,40\n")
     path = folder / f"{name}.toml"
     path.write_text(
         f'name = "{name}"\ntask = "{task}"\nartifact = "{name}.csv"\n'

@@ -22,6 +22,7 @@ from modelless.messages import (
     Cancel,
     Condition,
     Correction,
+    Demanded,
     Evaluation,
     Feedback,
     Labels,
@@ -31,6 +32,7 @@ from modelless.messages import (
     Profile,
     Query,
     Reply,
+    Route,
     Served,
 )
 from modelless.structure import to_map
@@ -231,6 +233,7 @@ _PLAN = Plan(
         "cpu-small-1": Assignment(outdated={"digits-cnn:3/onnx-fp32": 1_800_000_060_000.0}),
     },
     reasons=("everything fits",),
+    routes=(Route("digits", 50.0, 0.9375, True, False, {"digits-cnn:3/onnx-fp32@cpu-small": 0.75}),),
 )
 _MEMBER = Member(
     kind="worker",
@@ -244,6 +247,10 @@ _MEMBER = Member(
     errors={"digits-big:1/torch-fp32": "needs 3,000 MB, the group allows 2,048"},
     wants={"digits-cnn:3/onnx-int8@cpu-small": 12.5},
     served=(Served("digits-cnn:3", 100, 1, 50.0, 10, 9, 20, 2, 1_800_000_060_000.0),),
+    demand=(
+        Demanded("digits", 50.0, 0.95, "accuracy", True, 120.5),
+        Demanded("digits", None, 0.9375, "cost", False, 0.25),
+    ),
 )
 _NIL = msgpack.packb({"id": "q-1", "task": "digits", "model": None, "inputs": [_TENSOR]})
 _NESTED = {"name": "pixels", "datatype": "FP32", "shape": [2, 2], "data": [[0, 0.5], [-1, 2]]}

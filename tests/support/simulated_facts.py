@@ -27,9 +27,8 @@ class Variant:
     curve: tuple[tuple[int, float], ...]
 
     def ms(self, rows: int) -> float:
-        """For one to eight rows: linear between the two measured points."""
-        (low, low_ms), (high, high_ms) = self.curve
-        return low_ms + (high_ms - low_ms) * (rows - low) / (high - low)
+        """For one to eight rows: that of the next larger measured size."""
+        return next(ms for size, ms in self.curve if rows <= size)
 
     @property
     def cost(self) -> float:
@@ -39,10 +38,10 @@ class Variant:
 
 
 FLEET = (
-    Variant("tiny", "cpu", 0.80, 0.36, ((1, 2.0), (8, 4.0))),
-    Variant("small", "cpu", 0.90, 0.36, ((1, 5.0), (8, 12.0))),
-    Variant("large", "cpu", 0.95, 0.36, ((1, 30.0), (8, 100.0))),
-    Variant("large", "gpu", 0.95, 36.0, ((1, 4.0), (8, 6.0))),
+    Variant("tiny", "cpu", 0.80, 0.36, ((1, 2.0), (2, 2.3), (4, 2.9), (8, 4.0))),
+    Variant("small", "cpu", 0.90, 0.36, ((1, 5.0), (2, 6.0), (4, 8.0), (8, 12.0))),
+    Variant("large", "cpu", 0.95, 0.36, ((1, 30.0), (2, 40.0), (4, 60.0), (8, 100.0))),
+    Variant("large", "gpu", 0.95, 36.0, ((1, 4.0), (2, 4.3), (4, 4.9), (8, 6.0))),
 )
 GROUPS = ("cpu", "gpu")
 CANARY = Labels("small", stable=1, canary=2, canary_weight=0.3, shadow="2", shadow_weight=1.0)

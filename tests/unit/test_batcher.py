@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from broker_builders import entry, model, profile
+from broker_builders import Curve, entry, model, profile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,11 +12,11 @@ from broker.catalog import Candidate
 from broker.ledger import Entry
 from broker.profiles import LatencyTable
 
-LINEAR = ((1, 10.5), (100, 60.0))
-"""10 ms and half a millisecond for each row."""
+LINEAR = tuple((rows, 10 + rows / 2) for rows in (1, 2, 4, 8, 16, 32, 64, 100))
+"""10 ms and half a millisecond for each row; the p99 is twice that."""
 
 
-def queue(curve: tuple[tuple[int, float], ...] = LINEAR) -> VariantQueue:
+def queue(curve: Curve = LINEAR) -> VariantQueue:
     of = model()
     table = LatencyTable(profile(of, curve=curve).batches)
     return VariantQueue(Candidate("m:1/onnx-fp32", "cpu", of, 0.9, 0.9, table, 1.0))
@@ -28,7 +28,7 @@ def test_a_batch_fits_the_deadline_at_the_head() -> None:
     for _ in range(80):
         waiting.add(entry(0, latency_ms_max=500))
     rows = batch_rows(waiting, 20)
-    assert 30 <= rows <= 40
+    assert rows == 16, "26 ms for 32, and a quarter more to be sure, would be too long"
     assert len(waiting.take(rows)) == rows
 
 
@@ -48,7 +48,7 @@ def test_a_head_without_a_deadline_makes_the_largest_batch() -> None:
 def test_a_late_head_makes_a_small_batch_while_it_is_in_time_and_the_largest_after() -> None:
     waiting = queue()
     waiting.add(entry(0, latency_ms_max=50, on_miss="late"))
-    assert batch_rows(waiting, 0) <= 80
+    assert batch_rows(waiting, 0) == 32
     assert batch_rows(waiting, 60) == 100
 
 
@@ -86,15 +86,16 @@ def test_what_is_ahead_is_what_would_run_before() -> None:
     for latency_ms in (100, 200, 300, 400):
         waiting.add(entry(0, rows=10, latency_ms_max=latency_ms))
     assert waiting.ahead_ms(50) == 0
-    assert waiting.ahead_ms(250) == pytest.approx(20)
-    assert waiting.ahead_ms(NEVER) == pytest.approx(30)
+    assert waiting.ahead_ms(250) == pytest.approx(12)
+    assert waiting.ahead_ms(NEVER) == pytest.approx(24)
+    assert waiting.ahead_ms(NEVER, block_ms=40) == pytest.approx(32.5), "in batches of 32"
 
 
-def test_no_batch_blocks_the_device_for_longer_than_it_may_unless_one_entry_does() -> None:
+def test_no_batch_blocks_the_device_for_longer_than_it_may_unless_smaller_ones_cost_much_more() -> None:
     waiting = queue()
     waiting.add(entry(0, rows=2, latency_ms_max=500))
-    assert 15 <= batch_rows(waiting, 0, block_ms=20) <= 20
-    assert batch_rows(waiting, 0, block_ms=1) == 2
+    assert batch_rows(waiting, 0, block_ms=40) == 32
+    assert batch_rows(waiting, 0, block_ms=1) == 16, "the first with half of the best throughput"
 
 
 def test_a_batch_is_no_larger_than_is_useful() -> None:

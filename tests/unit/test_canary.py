@@ -125,8 +125,8 @@ def bench(labels: Labels = LABELS) -> Bench:
     return made
 
 
-def sent(bench: Bench) -> list[frames.Batch]:
-    return [each.batch for each in bench.poll() if isinstance(each, Send)]
+def sent(bench: Bench, now_ms: float = 0.0) -> list[frames.Batch]:
+    return [each.batch for each in bench.poll(now_ms) if isinstance(each, Send)]
 
 
 def test_outcomes_are_counted_by_version() -> None:
@@ -134,7 +134,8 @@ def test_outcomes_are_counted_by_version() -> None:
     worker = one.worker(V1, V2, window_ms=1e6)
     for asked in ("m:1", "m:1", "m:1", "m:2", "m:2"):
         one.admit(model=asked)
-    for batch in sent(one):
+    first = sent(one)
+    for batch in [*first, *sent(one, worker.ends_ms)]:  # the next one when the device is about to be idle
         rows = len(batch.items)
         if batch.variant == V1:
             one.core.frame(worker, frames.Outcome(batch.batch, True, 12.0, rows, (), True), 10.0)

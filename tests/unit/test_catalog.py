@@ -183,29 +183,33 @@ def test_what_has_not_run_is_as_slow_as_what_has() -> None:
 
 
 @given(st.integers(1, 3000), st.floats(0.2, 5.0))
-def test_between_sizes_latency_is_linear_and_beyond_them_it_grows_in_proportion(rows: int, scale: float) -> None:
+def test_at_the_sizes_latency_is_the_tables_and_between_them_no_more(rows: int, scale: float) -> None:
+    """Nobody is refused for a time that is larger than the profile's."""
     catalog = Catalog()
     put(catalog, model(), profile(model(), curve=((1, 1.0), (4, 3.0), (64, 100.0))))
     (candidate,) = catalog.candidates()
     candidate.table.scale = scale
     candidate.sample()
-    assert candidate.lat_ms(rows) == pytest.approx(candidate.table.p50_ms(rows))
+    table_ms = candidate.table.p50_ms(rows)
+    assert candidate.lat_ms(rows) <= table_ms * (1 + 1e-9)
+    if rows in SIZES or rows >= candidate.table.rows_max:
+        assert candidate.lat_ms(rows) == pytest.approx(table_ms)
     (learned,) = candidate.lat_sampled_ms[-1:]
     assert candidate.lat_ms(SIZES[-1]) == learned
 
 
 def test_who_has_it_ready_is_known_before_and_after_its_profile() -> None:
     catalog = Catalog()
-    catalog.set_ready("m:1/onnx-fp32", "cpu", 2)
+    catalog.set_ready("m:1/onnx-fp32", "cpu", frozenset({"a-1", "b-1"}))
     put(catalog, model(), profile(model()))
     target = resolve(catalog, task="t")
     assert target is not None
-    assert [(each.group, each.workers) for each in target.ranking.classes] == [("cpu", 2)]
-    catalog.set_ready("m:1/onnx-fp32", "cpu", 1)
-    assert [(each.group, each.workers) for each in target.ranking.classes] == [("cpu", 1)]
+    assert [(each.group, each.team) for each in target.ranking.classes] == [("cpu", {"a-1", "b-1"})]
+    catalog.set_ready("m:1/onnx-fp32", "cpu", frozenset({"b-1"}))
+    assert [(each.group, each.team) for each in target.ranking.classes] == [("cpu", {"b-1"})]
     put(catalog, model(), profile(model(), accuracy=0.1))
-    assert [(each.group, each.workers) for each in target.ranking.classes] == [("cpu", 1)]
-    catalog.set_ready("m:1/onnx-fp32", "cpu", 0)
+    assert [(each.group, each.team) for each in target.ranking.classes] == [("cpu", {"b-1"})]
+    catalog.set_ready("m:1/onnx-fp32", "cpu", frozenset())
     assert (target.ranking.classes, target.ranking.unloaded) == ((), 1)
 
 

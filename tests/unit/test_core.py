@@ -92,7 +92,7 @@ def test_rows_of_another_shape_travel_in_another_batch() -> None:
     bench.worker(M, window_ms=100)
     bench.admit(width=4)
     bench.admit(width=5)
-    assert [len(send.batch.items) for send in sends(bench.poll())] == [1, 1]
+    assert [[len(send.batch.items) for send in sends(bench.poll(now_ms))] for now_ms in (0, 9)] == [[1], [1]]
 
 
 def test_inputs_that_do_not_fit_the_model_are_refused() -> None:
@@ -243,8 +243,10 @@ def test_a_head_that_none_of_its_candidates_can_take_in_time_any_more_is_refused
     bench.admit(model="b")
     bench.admit(id="victim", latency_ms_max=240)
     assert bench.poll(60) == []
-    bench.core.frame(long, frames.Credit(1000), 60)  # has room now, but is free only at 200
-    assert replies(bench.poll(60)) == [("victim", "RESOURCE_EXHAUSTED")]
+    bench.core.frame(long, frames.Credit(1000), 60)  # has room shortly before it is free at 200
+    assert bench.poll(60) == []
+    assert bench.core.wake_at_ms() == 180, "a tenth of the batch before it is predicted to end"
+    assert replies(bench.poll(199)) == [("victim", "RESOURCE_EXHAUSTED")]
 
 
 # --- cancelling -------------------------------------------------------------------------------------------------------
@@ -393,12 +395,12 @@ def test_a_lost_worker_costs_an_attempt_of_what_it_ran() -> None:
 def test_a_lost_worker_costs_nothing_of_what_waited_behind_what_it_ran() -> None:
     bench = one(attempts_max=5)
     worker = bench.worker(M, window_ms=1000)
-    for _ in range(2):
+    for now_ms in (0, 9):
         bench.admit()
-        assert len(sends(bench.poll())) == 1
-    bench.core.lost(worker, 2)
+        assert len(sends(bench.poll(now_ms))) == 1
+    bench.core.lost(worker, 9)
     bench.worker(M, window_ms=1000)
-    items = [item for send in sends(bench.poll(2)) for item in send.batch.items]
+    items = [item for send in sends(bench.poll(9)) for item in send.batch.items]
     assert sorted(item.attempt for item in items) == [0, 1]
 
 
@@ -600,5 +602,116 @@ def test_many_shapes_leave_no_empty_queues_behind() -> None:
     bench.worker(M, window_ms=100_000)
     for width in range(1, 600):
         bench.admit(width=width)
-    assert len(sends(bench.poll())) == 599
+    assert sum(len(sends(bench.poll(10.0 * number))) for number in range(599)) == 599
     assert sum(map(len, bench.core._queues.values())) == 0
+
+
+def test_demand_is_told_when_it_begins_changes_and_has_ended_for_a_while() -> None:
+    bench = one(((1, 10.0), (8, 40.0)))
+    worker = bench.worker(M, window_ms=1.0)
+
+    def told(now_ms: float) -> list[frames.Demand]:
+        bench.demands.clear()
+        bench.poll(now_ms)
+        return [each.demand for each in bench.demands]
+
+    bench.admit(0.0, latency_ms_max=1000.0)
+    (sent,) = bench.poll(0.0)
+    assert isinstance(sent, Send)
+    assert not bench.demands, "what was sent is no demand"
+    bench.admit(1.0, latency_ms_max=1000.0)
+    assert [each.deadline_ms for each in told(1.0)] == [1001.0]
+    bench.admit(2.0, latency_ms_max=500.0)
+    assert told(2.0) == [], "not more often than every 10 ms"
+    assert [each.deadline_ms for each in told(12.0)] == [502.0]
+    bench.answer(worker, sent.batch, 13.0)
+    assert told(13.0) == [], "it comes in waves"
+    assert [each.backlog_ms for each in told(513.0)] == [0.0]
+
+
+# --- gathering --------------------------------------------------------------------------------------------------------
+
+
+def family(**of_better: Any) -> tuple[Bench, Any]:
+    """Two models of a task on one busy worker: ``a`` takes 10 ms, the better ``b`` 12; up to eight rows each."""
+    a, b = model("a"), model("b")
+    curve_a, curve_b = ((1, 10.0), (8, 10.0)), ((1, 12.0), (8, 12.0))
+    better = {"accuracy": 0.95, **of_better}
+    bench = Bench((a, [profile(a, curve=curve_a, accuracy=0.9)]), (b, [profile(b, curve=curve_b, **better)]))
+    worker = bench.worker(A, B, window_ms=1e6)
+    bench.admit(model="a", latency_ms_max=900)
+    (busy,) = sends(bench.poll())
+    return bench, (worker, busy.batch)
+
+
+A, B = "a:1/onnx-fp32", "b:1/onnx-fp32"
+
+
+def next_batch(bench: Bench, running: Any) -> Any:
+    worker, batch = running
+    bench.answer(worker, batch, 10.0)
+    (send,) = sends(bench.poll(10.0))
+    return send.batch
+
+
+def wait(bench: Bench, number: int, **asked: Any) -> list[Entry]:
+    return [bench.admit(1.0, latency_ms_max=400, **asked) for _ in range(number)]
+
+
+def test_what_waits_for_nearly_equal_variants_is_run_as_one_batch() -> None:
+    bench, running = family()
+    cheap = wait(bench, 2, task="t", accuracy_min=0.8, on_miss="degrade")
+    good = wait(bench, 2, task="t", accuracy_min=0.94, on_miss="degrade", prefer="accuracy")
+    batch = next_batch(bench, running)
+    assert len(batch.items) == 4
+    assert {item.record for item in batch.items} == {each.record for each in (*cheap, *good)}
+    assert all(("accuracy" in each.missed) == (batch.variant == A and each in good) for each in (*cheap, *good))
+
+
+@pytest.mark.parametrize(
+    ("others", "why"),
+    [
+        ({"model": "a", "prefer": "accuracy"}, "it named a model"),
+        ({"variant": A, "prefer": "accuracy"}, "it named a variant"),
+        ({"task": "t", "accuracy_min": 0.8, "cost_max": 0.011, "prefer": "accuracy"}, "the other one costs too much"),
+        ({"task": "t", "accuracy_min": 0.8}, "it wants the cheapest"),
+        ({"task": "t", "accuracy_min": 0.8, "prefer": "latency"}, "it wants the soonest"),
+    ],
+)
+def test_nobody_joins_a_batch_of_what_was_not_asked_for(others: dict[str, Any], why: str) -> None:
+    bench, running = family(price_per_hour=36.0)
+    accurate = wait(bench, 3, task="t", accuracy_min=0.94)
+    wait(bench, 2, **others)
+    batch = next_batch(bench, running)
+    named = {item.record for item in batch.items}
+    assert not (batch.variant == B and len(named) > 3), why
+    assert batch.variant == B or not named & {each.record for each in accurate}, "below the floor"
+
+
+def test_the_most_urgent_come_first_of_those_that_gather() -> None:
+    bench, running = family()
+    late = [bench.admit(1.0, task="t", accuracy_min=0.8, on_miss="degrade", latency_ms_max=900) for _ in range(7)]
+    soon = [
+        bench.admit(2.0, task="t", accuracy_min=0.94, prefer="accuracy", on_miss="degrade", latency_ms_max=300)
+        for _ in range(4)
+    ]
+    batch = next_batch(bench, running)
+    assert {each.record for each in soon} <= {item.record for item in batch.items}
+    assert len(batch.items) == 8
+    assert sum(each.record in {item.record for item in batch.items} for each in late) == 4
+
+
+def test_a_head_that_would_make_the_batch_small_gives_way_to_a_full_one() -> None:
+    bench = Bench((model(), [profile(model(), curve=((1, 10.0), (8, 40.0)))]))
+    worker = bench.worker(M, window_ms=1e6)
+    bench.admit(latency_ms_max=900)
+    (busy,) = sends(bench.poll())
+    hurried = bench.admit(1.0, latency_ms_max=400)
+    others = [bench.admit(1.0, latency_ms_max=800) for _ in range(16)]
+    now_ms = 375.0
+    bench.answer(worker, busy.batch, now_ms)
+    instructions = bench.poll(now_ms)
+    assert replies(instructions) == [(hurried.query.id, "RESOURCE_EXHAUSTED")]
+    (send,) = sends(instructions)
+    assert len(send.batch.items) == 8
+    assert {item.record for item in send.batch.items} <= {each.record for each in others}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from broker_builders import Bench, model, profile
 
-from broker.devices import Worker
+from broker.devices import LEAD_MS, Worker
 from modelless import frames
 
 M = "m:1/onnx-fp32"
 
 
 def with_batches(count: int, window_ms: float) -> Worker:
-    """A worker that was sent as many batches of 10 ms as its window allows, at most ``count``."""
+    """A worker that was sent as many batches of 10 ms one by one as its window allows, at most ``count``."""
     bench = Bench((model(), [profile(model(), curve=((1, 10.0),))]))
     worker = bench.worker(M, window_ms=window_ms)
     for _ in range(count):
         bench.admit()
-    bench.poll()
+    for number in range(count):
+        bench.poll(max(0.0, 10.0 * number - LEAD_MS))
     return worker
 
 
@@ -28,9 +29,10 @@ def test_the_window_is_passed_by_less_than_one_batch() -> None:
     assert len(with_batches(5, window_ms=20).sent) == 2
     assert len(with_batches(5, window_ms=21).sent) == 3
     worker = with_batches(2, window_ms=25)
-    assert worker.has_room
+    assert not worker.has_room(18.9)
+    assert worker.has_room(19), "shortly before the device is idle"
     worker.draining = True
-    assert not worker.has_room
+    assert not worker.has_room(19)
 
 
 def test_outstanding_work_shrinks_as_the_device_works_and_not_below_nothing() -> None:

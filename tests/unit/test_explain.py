@@ -14,7 +14,7 @@ from broker.explain import asked, catalog_of, explain_asked
 from broker.intake import Refusal
 from broker.selector import Chosen
 from modelless.headers import EXPLAIN
-from modelless.messages import Condition, Correction, Labels, Member, Query
+from modelless.messages import Condition, Correction, Labels, Member, Query, Route
 
 TINY, LARGE = model("tiny"), model("large")
 PROFILES = (
@@ -34,14 +34,17 @@ WORKERS = (member("c", "cpu", "tiny:1/onnx-fp32", "large:1/onnx-fp32"), member("
 
 
 def why(
-    constraints: dict[str, Any], workers: tuple[Member, ...] = WORKERS, **backlog_ms: float
+    constraints: dict[str, Any],
+    workers: tuple[Member, ...] = WORKERS,
+    routes: tuple[Route, ...] = (),
+    **backlog_ms: float,
 ) -> tuple[str, list[str]]:
     """(the decision, ``name@group: why`` of each candidate)."""
     catalog = catalog_of([TINY, LARGE], PROFILES, [], [], [], workers, None)
     query = Query("q", (), task="t", **constraints)
     target = catalog.resolve(query)
     assert target is not None
-    _, said = explain_asked(asked(query, 1, 30_000), target, backlog_ms, 0.02)
+    _, said = explain_asked(asked(query, 1, 30_000), target, backlog_ms, 0.02, routes)
     return said.decision, [f"{each.variant.partition(':')[0]}@{each.group}: {each.why}" for each in said.candidates]
 
 
@@ -80,6 +83,27 @@ def test_refusals_waits_and_wants_are_in_the_decision() -> None:
     assert candidates[1] == "large@cpu: wanted: not loaded"
     decision, _ = why({"accuracy_min": 0.9, "latency_ms_max": 2, "on_miss": "degrade"})
     assert decision == "tiny:1/onnx-fp32 on cpu: gives up accuracy"
+
+
+def test_the_price_of_device_time_and_the_plans_route_are_named() -> None:
+    asked: dict[str, Any] = {"latency_ms_max": 200, "accuracy_min": 0.9, "on_miss": "degrade"}
+    decision, candidates = why(asked, WORKERS[:1], cpu=155.0)
+    assert decision.startswith(
+        "tiny:1/onnx-fp32 on cpu: gives up accuracy, since under load more of it is not worth its"
+    )
+    assert candidates[:2] == [
+        "tiny@cpu: chosen, although accuracy 0.8000 < 0.9",
+        "large@cpu: under load not worth its device time",
+    ]
+    shares = {"large:1/onnx-fp32@gpu": 1.0}
+    decision, candidates = why({"latency_ms_max": 200}, routes=(Route("t", 100.0, 0.95, False, False, shares),))
+    assert decision == "large:1/onnx-fp32 on gpu: next on the plan's route, and in time"
+    assert candidates[1:] == ["large@cpu: not next on the plan's route", "large@gpu: chosen"]
+    decision, _ = why(
+        {"latency_ms_max": 200, "accuracy_min": 0.99, "on_miss": "degrade", "prefer": "accuracy"},
+        routes=(Route("t", 100.0, 0.95, True, True, shares),),
+    )
+    assert decision == "large:1/onnx-fp32 on gpu: gives up accuracy, next on the plan's route"
 
 
 def test_a_command_knows_what_a_broker_would() -> None:

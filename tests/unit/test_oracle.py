@@ -5,7 +5,7 @@ asked: candidates came and went, were loaded and unloaded, and learned other lat
 
 Bugs that were planted one by one in :mod:`broker.ranking`, :mod:`broker.view` and :mod:`broker.selector`, and found
 here: one bucket too few for what is within a limit, or a whole bucket taken for it; keep a view of fronts that have
-changed; leave in the front who went; forget whom who went had dominated; let one worker's backlog count for two; look
+changed; leave in the front who went; forget whom who went had dominated; let one team's wait count for another; look
 among the fronts only although somebody refused; let time pass before the log time; confuse what is not loaded with a
 class; stop at the first class that answers.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from math import exp
 from operator import le
 from typing import Any
 from unittest.mock import patch
@@ -44,12 +45,17 @@ class Life:
     coarse: bool
     target: Target = field(init=False)
     candidates: list[Candidate] = field(default_factory=list)
-    backlog_ms: dict[str, float] = field(default_factory=dict)
+    ahead_ms: dict[str, float] = field(default_factory=dict)
+    """Of each worker."""
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
         self.target = Target("t")
-        self.backlog_ms = {group: self.draw.choice((0.0, 3.0, self.draw.uniform(0, 200))) for group in GROUPS}
+        workers = [f"{group}-{n}" for group in GROUPS for n in range(5)]
+        idle = self.draw.random() < 0.2
+        self.ahead_ms = {
+            worker: 0.0 if idle else self.draw.choice((0.0, 3.0, self.draw.uniform(0, 200))) for worker in workers
+        }
         for _ in range(self.number):
             self.come()
         for _ in range(self.draw.choice((0, 10, self.number))):
@@ -75,10 +81,17 @@ class Life:
             low,
             LatencyTable(batches),
             self.draw.choice((0.0, 1.0, 3.0)) / 3_600_000,
-            self.draw.choice((0, 0, 1, 1, 2, 5)),
         )
+        candidate.team = self.team(candidate.group)
         self.candidates.append(candidate)
         self.target.ranking.add(candidate)
+
+    def team(self, group: str) -> frozenset[str]:
+        """Who has it ready: nobody, or some of five."""
+        return frozenset(f"{group}-{n}" for n in self.draw.sample(range(5), self.draw.choice((0, 0, 1, 1, 2, 5))))
+
+    def wait_ms(self, group: str, team: frozenset[str]) -> float:
+        return min(self.ahead_ms[incarnation] for incarnation in team)
 
     def go(self) -> None:
         if self.candidates:
@@ -87,7 +100,7 @@ class Life:
     def load(self) -> None:
         if self.candidates:
             candidate = self.draw.choice(self.candidates)
-            candidate.workers = self.draw.choice((0, 1, 2, 3))
+            candidate.team = self.team(candidate.group)
             self.target.ranking.reclass(candidate)
 
     def learn(self) -> None:
@@ -122,8 +135,8 @@ class Life:
         asked = self.asked()
         if not self.candidates:
             return asked, Parked()
-        backlog = lambda group, *_: self.backlog_ms[group]  # noqa: E731
-        return asked, Selector(SLACK).choose(asked, self.target, NOW_MS, backlog)
+        wait = lambda of, *_: self.wait_ms(of.group, of.team)  # noqa: E731
+        return asked, Selector(SLACK).choose(asked, self.target, NOW_MS, wait)
 
 
 class Oracle:
@@ -147,7 +160,7 @@ class Oracle:
         return candidate.lat_ms(self.asked.rows)
 
     def wait_ms(self, candidate: Candidate) -> float:
-        return self.life.backlog_ms[candidate.group] / candidate.workers
+        return self.life.wait_ms(candidate.group, candidate.team)
 
     def loaded(self, candidates: list[Candidate]) -> list[Candidate]:
         return [c for c in candidates if c.workers and c not in self.asked.refused_by]
@@ -170,7 +183,9 @@ class Oracle:
     def check(self, choice: Choice) -> None:
         """The table of ``on_miss``."""
         prefer, on_miss = self.asked.query.prefer, self.asked.query.on_miss
-        if ready := self.in_time(self.feasible):
+        if self.degrades(choice):
+            pass
+        elif ready := self.in_time(self.feasible):
             self.assert_best(choice, ready, prefer)
         elif on_miss == "late" and self.accurate:
             if waiting := self.loaded(self.accurate):
@@ -178,9 +193,8 @@ class Oracle:
             else:
                 assert isinstance(choice, Parked)
         elif on_miss == "degrade" and self.fast:
-            if ready := self.in_time(self.fast):
-                self.assert_best(choice, ready, "accuracy", ("accuracy",))
-            elif any(c.workers for c in self.fast):
+            assert not self.in_time(self.fast)
+            if any(c.workers for c in self.fast):
                 assert isinstance(choice, Refused)
                 assert choice.status == "DEADLINE_EXCEEDED"
             else:
@@ -192,6 +206,38 @@ class Oracle:
             assert choice.status == "FAILED_PRECONDITION"
             self.check_nearest(choice.message)
         self.check_wanted(choice)
+
+    def degrades(self, choice: Choice) -> bool:
+        """Whether it has to go below the floor, for the price of device time or since it must; then the worthiest."""
+        ready = self.in_time(self.fast)
+        if self.asked.query.on_miss != "degrade" or not ready:
+            return False
+        if self.slack_ms == INF:  # it has all the time; nothing above the floor is loaded
+            if self.in_time(self.feasible):
+                return False
+            self.assert_best(choice, ready, "accuracy", ("accuracy",))
+            return True
+        left = {c: self.left(c) for c in ready}
+        worthiest = max(ready, key=lambda c: (left[c], c.accuracy_low))
+        if worthiest.accuracy_low >= self.floor:
+            return False
+        accurate = self.in_time(self.feasible)
+        assert all(self.wait_ms(c) for c in accurate), "idle, and above the floor"
+        assert isinstance(choice, Chosen), choice
+        assert choice.candidate in ready
+        assert left[choice.candidate] == left[worthiest]
+        assert choice.missed == ("accuracy",)
+        given_up = accurate or [c for c in ready if c.accuracy_low > choice.candidate.accuracy_low]
+        assert choice.by == ("price" if given_up else "prefer")
+        return True
+
+    def left(self, candidate: Candidate) -> float:
+        """Less the price of a row: exponential in the share of the slack that is waited, 0 of an idle device."""
+        of = self.life.target.ranking.price_range(candidate.group)
+        run_ms = max(self.lat_ms(candidate), min(candidate.batch_ms, self.slack_ms / 2))
+        share = min(self.wait_ms(candidate) / max(self.slack_ms - run_ms, 1e-9), 10.0)
+        price = of.least * (exp(of.log_ratio * share) - 1.0)
+        return candidate.accuracy_low - price * candidate.row_ms
 
     def check_overload(self, choice: Choice) -> None:
         late = [self.wait_ms(c) + self.lat_ms(c) - self.slack_ms for c in self.loaded(self.feasible)]
@@ -221,7 +267,8 @@ class Oracle:
         """The best of what is not loaded, allowed, and better than what was chosen."""
         query, chosen = self.asked.query, choice.candidate if isinstance(choice, Chosen) else None
         prefer, pool = query.prefer, self.unloaded(self.feasible)
-        if not self.in_time(self.feasible):
+        gives_up = isinstance(choice, Chosen) and choice.missed != ()
+        if gives_up or not self.in_time(self.feasible):
             if pool:
                 chosen = None  # whatever is chosen, it gives something up
             elif query.on_miss == "late" and not self.feasible:
@@ -270,7 +317,7 @@ def test_the_front_is_what_no_other_one_of_its_class_dominates(seed: int, number
     ranked = life.target.ranking
     assert ranked.fastest(1, -INF, INF) is not None
     front = {c for slots in ranked._fronts.values() for c in ranked._candidates[slots].tolist()}
-    class_of = lambda c: (c.workers, c.group if c.workers else "")  # noqa: E731
+    class_of = lambda c: (c.team, c.group if c.team else "")  # noqa: E731
     losses = {c: (-c.accuracy_low, c.cost_per_1000_usual, *c.lat_sampled_ms) for c in life.candidates}
     for each in life.candidates:
         rivals = [c for c in front if c is not each and class_of(c) == class_of(each)]

@@ -11,7 +11,9 @@ from broker_builders import entry, model, profile
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.profiles import LatencyTable
-from broker.selector import Choice, Chosen, Parked, Refused, Selector
+from broker.routes import Routes
+from broker.selector import LEVELS_MAX, Choice, Chosen, Parked, Refused, Selector
+from modelless.messages import Route
 
 INF = float("inf")
 
@@ -26,8 +28,20 @@ class Case:
     def choose(self, **asked: Any) -> Choice:
         return self.decide(entry(0, **asked))
 
+    def routed(self, shares: dict[str, float], number: int = 1, **asked: Any) -> list[Choice]:
+        """So many in a row, with the plan's shares, by name, of the class of what is ``asked``."""
+        made = entry(0, **asked)
+        degrades = made.query.on_miss == "degrade"
+        by_accuracy = degrades or made.query.prefer == "accuracy"
+        shares = {f"{name}:1/onnx-fp32@{name}": share for name, share in shares.items()}
+        routes = Routes([Route("t", 1.0, 1.0, by_accuracy, degrades, shares)])
+        target, selector = Target("t", self.candidates), Selector(0.02)
+        find = {candidate.key: candidate for candidate in self.candidates}.get
+        wait = lambda of, *_: self.backlog_ms[of.group]  # noqa: E731
+        return [selector.choose(made, target, 0, wait, routes=routes, find=find) for _ in range(number)]
+
     def decide(self, asked: Entry) -> Choice:
-        return Selector(0.02).choose(asked, Target("t", self.candidates), 0, lambda group, *_: self.backlog_ms[group])
+        return Selector(0.02).choose(asked, Target("t", self.candidates), 0, lambda of, *_: self.backlog_ms[of.group])
 
 
 def case(*rows: tuple[str, float, float, float, float]) -> Case:
@@ -37,8 +51,8 @@ def case(*rows: tuple[str, float, float, float, float]) -> Case:
         of = model(name)
         described = profile(of, curve=((1, ms), (8, ms)), accuracy=accuracy, price_per_hour=price)
         table = LatencyTable(described.batches)
-        workers = int(finish_ms < INF)
-        candidates.append(Candidate(described.variant, name, of, accuracy, accuracy, table, price / 3_600_000, workers))
+        team = frozenset({f"{name}-1"} if finish_ms < INF else ())
+        candidates.append(Candidate(described.variant, name, of, accuracy, accuracy, table, price / 3_600_000, team))
     return Case(candidates, {row[0]: row[4] - row[2] for row in rows})
 
 
@@ -165,6 +179,111 @@ def test_degrade_takes_a_faster_variant_below_the_floor_or_says_deadline_exceede
     refused = family(130, 140, 150).choose(latency_ms_max=120, on_miss="degrade")
     assert isinstance(refused, Refused)
     assert refused.status == "DEADLINE_EXCEEDED"
+
+
+# --- the price of device time -----------------------------------------------------------------------------------------
+
+
+def shared(*waits_ms: float) -> list[Choice]:
+    """Of a query that degrades, above 0.9 if it can be, on one worker that has three variants; one choice per wait."""
+    rows = (("tiny", 0.80, 1.0), ("small", 0.90, 10.0), ("large", 0.95, 100.0))
+    candidates = []
+    for name, accuracy, ms in rows:
+        of = model(name)
+        table = LatencyTable(profile(of, curve=((1, ms), (8, ms))).batches)
+        candidates.append(Candidate(f"{name}:1/o", "cpu", of, accuracy, accuracy, table, 1e-6, frozenset({"w-1"})))
+    asked = entry(0, latency_ms_max=1000, accuracy_min=0.9, on_miss="degrade")
+    target = Target("t", candidates)
+    return [Selector(0.02).choose(asked, target, 0, lambda *_, ms=ms: ms) for ms in waits_ms]
+
+
+def test_what_degrades_keeps_its_floor_on_an_idle_worker_and_goes_below_it_the_longer_it_waits() -> None:
+    choices = shared(0, 10, 300, 750, 850, 880)
+    assert [name(choice) for choice in choices] == ["small", "small", "small", "tiny", "tiny", "tiny"]
+    for choice in choices:
+        below = name(choice) == "tiny"
+        assert isinstance(choice, Chosen)
+        assert (choice.missed, choice.by) == ((("accuracy",), "price") if below else ((), "prefer"))
+
+
+def test_only_what_degrades_pays() -> None:
+    for on_miss in ("reject", "late"):
+        choice = family(small=900).choose(latency_ms_max=1000, accuracy_min=0.9, cost_max=0.01, on_miss=on_miss)
+        assert isinstance(choice, Chosen)
+        assert (name(choice), choice.by, choice.missed) == ("small", "prefer", ())
+
+
+def test_whoever_pays_is_answered_if_anybody_is_in_time() -> None:
+    """The batch that it would join may take so long that nothing is worth its price."""
+    assert name(family(INF, 998, INF).choose(latency_ms_max=1000, accuracy_min=0.95, on_miss="degrade")) == "small"
+
+
+def test_whom_it_must_not_get_hides_nobody() -> None:
+    table = family()
+    small, large = table.candidates[1:]
+    large.team, small.team = frozenset({"w"}), frozenset({"w"})
+    large.group = small.group = "large"
+    large.lat_sampled_ms = small.lat_sampled_ms
+    asked = entry(0, latency_ms_max=500, accuracy_min=0.85, on_miss="degrade")
+    asked.refused_by = (large,)
+    assert name(table.decide(asked)) == "small"
+
+
+def test_teams_that_went_are_forgotten() -> None:
+    selector, of = Selector(0.02), family().candidates[0]
+    for number in range(LEVELS_MAX + 100):
+        of.team = frozenset({f"w-{number}"})
+        asked = entry(0, accuracy_min=0.5, latency_ms_max=9999, on_miss="degrade")
+        selector.choose(asked, Target("t", [of]), number, lambda *_: 0.0)
+    assert len(selector._levels) == LEVELS_MAX
+    assert (of.group, of.team) in selector._levels
+
+
+# --- the plan's routes ------------------------------------------------------------------------------------------------
+
+
+def test_the_plans_shares_come_before_what_is_preferred() -> None:
+    choices = family().routed({"small": 0.75, "large": 0.25}, 8, latency_ms_max=500, accuracy_min=0.85)
+    assert sorted(map(name, choices)) == ["large"] * 2 + ["small"] * 6
+    assert all(isinstance(choice, Chosen) and choice.by == "route" and not choice.missed for choice in choices)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"accuracy_min": 0.92},  # small is too inaccurate
+        {"accuracy_min": 0.85, "cost_max": 0.001, "large": 100, "small": INF},  # it has gone
+        {"accuracy_min": 0.85, "small": 505},  # it would be late
+    ],
+)
+def test_a_route_gives_up_nothing(asked: dict[str, Any]) -> None:
+    waits = {key: asked.pop(key) for key in ("small", "large") if key in asked}
+    asked = {**asked, "cost_max": 1.0}
+    for choice in family(**waits).routed({"small": 1.0}, 3, latency_ms_max=500, **asked):
+        assert isinstance(choice, Chosen)
+        assert (name(choice), choice.by, choice.missed) == ("large", "prefer", ())
+
+
+def test_a_route_says_what_it_gives_up_of_those_that_degrade() -> None:
+    asked: dict[str, Any] = {"latency_ms_max": 500, "accuracy_min": 0.92, "on_miss": "degrade", "prefer": "accuracy"}
+    (choice,) = family().routed({"small": 1.0}, **asked)
+    assert isinstance(choice, Chosen)
+    assert (name(choice), choice.by, choice.missed) == ("small", "route", ("accuracy",))
+
+
+def test_neither_what_may_be_late_nor_who_wants_to_be_the_soonest_follows_a_route() -> None:
+    for asked in ({"on_miss": "late"}, {"prefer": "latency"}):
+        (choice,) = family().routed({"small": 1.0}, latency_ms_max=500, accuracy_min=0.7, **asked)
+        assert isinstance(choice, Chosen)
+        assert (name(choice), choice.by) == ("tiny", "prefer")
+
+
+def test_a_version_that_answers_no_more_is_no_route() -> None:
+    table, other = family(), family().candidates[1]
+    routes = Routes([Route("t", 1.0, 1.0, False, False, {other.key: 1.0})])
+    asked, target = entry(0, latency_ms_max=500, accuracy_min=0.7), Target("t", table.candidates)
+    choice = Selector(0.02).choose(asked, target, 0, lambda *_: 0.0, routes=routes, find=lambda key: other)
+    assert name(choice) == "tiny"
 
 
 # --- no worker that could run it --------------------------------------------------------------------------------------

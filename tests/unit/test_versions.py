@@ -160,7 +160,10 @@ def bench(second: Profile | None = None) -> Bench:
     return Bench((one, [profile(one)]), (two, [second or profile(two)]))
 
 
-def sent(bench: Bench, now_ms: float = 0.0) -> list[str]:
+def sent(bench: Bench, now_ms: float | None = None) -> list[str]:
+    """By default when all that was sent before has run."""
+    if now_ms is None:
+        now_ms = max(worker.ends_ms for worker in bench.core.workers())
     return [each.batch.variant for each in bench.poll(now_ms) if isinstance(each, Send)]
 
 
@@ -226,9 +229,10 @@ def test_the_canary_gets_its_share_and_names_get_what_they_name() -> None:
     for _ in range(400):
         one.admit(task="t")
     answers: Counter[str] = Counter()
-    for each in one.poll():
-        assert isinstance(each, Send)
-        answers[each.batch.variant] += len(each.batch.items)
+    for number in range(400):
+        for each in one.poll(10.0 * number):
+            assert isinstance(each, Send)
+            answers[each.batch.variant] += len(each.batch.items)
     for asked, expected in (("m:stable", V1), ("m:canary", V2), ("m:1", V1), ("m:2", V2)):
         one.admit(model=asked)
         assert sent(one) == [expected]

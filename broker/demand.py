@@ -1,0 +1,154 @@
+"""What is asked for: rows a second by class of query, as the placement plans for it. Pure.
+
+A class is what queries have in common that ask for nearly the same: task, latency within a factor of
+:data:`LATENCY_STEP`, accuracy floor within 1 / :data:`ACCURACY_STEPS`, preference, whether they may be degraded. It is
+told with the shortest latency and the highest floor that was lately asked for in it. So what serves the class serves
+each of its queries, and a class asks for no more than some query of it did: queries that all ask the same are told
+exactly. (Rounded to a step, a class could ask for less time, or more accuracy, than a variant has that suits all of
+its queries.)
+
+A rate is an exponentially weighted mean over the time between two looks, over the weights that there was time for:
+exact for what is constant from the first look on, and forgotten within some tens of seconds when it is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import exp, floor, inf, log
+
+from modelless.messages import Demanded, Prefer, Query
+
+MEMORY_MS = 5_000.0
+"""Time constant of forgetting."""
+CLASSES_MAX = 128
+"""That are told, the most asked for; 100 bytes each, a broker's announcement stays below some 16 kB."""
+COUNTED_MAX = 4 * CLASSES_MAX
+"""New classes between two looks; what is beyond is counted for its task alone."""
+LATENCY_STEP = 1.25
+LATENCY_MS_MIN = 1e-3
+"""Less is one class."""
+ACCURACY_STEPS = 1000
+FIRST_LOOK_MS = 500.0
+"""What is taken to have passed when nobody looked before."""
+_FORGOTTEN = 0.01
+"""Rows a second."""
+_LOG_STEP = log(LATENCY_STEP)
+
+Key = tuple[str, int | None, int, Prefer, bool]
+"""Of a class: task, steps of latency, steps of accuracy, preference, whether it degrades."""
+
+
+@dataclass(slots=True)
+class _Class:
+    rows: int = 0
+    """Since the last look; so are the next two."""
+    latency_ms: float = inf
+    accuracy: float = 0.0
+    rate: float = 0.0
+    before: tuple[float, float] = inf, 0.0
+    """The shortest latency and the highest floor at the last look that saw any."""
+    strictest: tuple[float, float] = inf, 0.0
+    """Of the last two such looks."""
+
+
+class DemandMeter:
+    """Counts in :meth:`add`, tells in :meth:`rates`."""
+
+    def __init__(self) -> None:
+        self._classes: dict[Key, _Class] = {}
+        self._beyond: dict[str, int] = {}
+        """By task, rows since the last look of classes that were too many to count."""
+        self._looked_ms: float | None = None
+        self._began_ms = 0.0
+
+    def add(self, query: Query, latency_ms: float, accuracy_floor: float, rows: int) -> None:
+        """A query that names a task arrived; one that names a model has no choice that a placement could widen.
+
+        Args:
+            latency_ms: from its log time to its deadline; infinite: none.
+        """
+        assert query.task is not None
+        key = _key(query.task, latency_ms, accuracy_floor, query.prefer, query.on_miss == "degrade")
+        of = self._classes.get(key)
+        if of is None:
+            if len(self._classes) >= COUNTED_MAX:
+                self._beyond[query.task] = self._beyond.get(query.task, 0) + rows
+                return
+            of = self._classes[key] = _Class()
+        of.rows += rows
+        of.latency_ms = min(of.latency_ms, latency_ms)
+        of.accuracy = max(of.accuracy, accuracy_floor)
+
+    def rates(self, now_ms: float) -> tuple[Demanded, ...]:
+        """Rows a second, class by class, the most asked for first; called about once a second.
+
+        What a task has beyond :data:`CLASSES_MAX` classes is told as more of its others, so that its volume is right.
+        """
+        if self._looked_ms is None:
+            self._looked_ms = self._began_ms = now_ms - FIRST_LOOK_MS
+        passed_ms = now_ms - self._looked_ms
+        if passed_ms > 0:
+            self._looked_ms = now_ms
+            self._look(passed_ms)
+        seen = 1 - exp((self._began_ms - now_ms) / MEMORY_MS)
+        told = [item for item in self._classes.items() if item[1].rate > 0]
+        return tuple(
+            Demanded(
+                task,
+                None if steps is None else of.strictest[0],
+                of.strictest[1],
+                prefer,
+                degrades,
+                of.rate / seen,
+            )
+            for (task, steps, _, prefer, degrades), of in told
+        )
+
+    def _look(self, passed_ms: float) -> None:
+        kept = exp(-passed_ms / MEMORY_MS)
+        volume: dict[str, float] = {}
+        for (task, *_), of in self._classes.items():
+            of.rate = kept * of.rate + (1 - kept) * of.rows * 1000 / passed_ms
+            volume[task] = volume.get(task, 0.0) + of.rate
+            if of.rows:
+                now = of.latency_ms, of.accuracy
+                of.strictest = min(now[0], of.before[0]), max(now[1], of.before[1])
+                of.before = now
+                of.rows, of.latency_ms, of.accuracy = 0, inf, 0.0
+        for task, rows in self._beyond.items():
+            volume[task] = volume.get(task, 0.0) + (1 - kept) * rows * 1000 / passed_ms
+        self._beyond.clear()
+        ranked = sorted(self._classes.items(), key=lambda item: -item[1].rate)[:CLASSES_MAX]
+        self._classes = {key: of for key, of in ranked if of.rate > _FORGOTTEN}
+        told: dict[str, float] = {}
+        for (task, *_), of in self._classes.items():
+            told[task] = told.get(task, 0.0) + of.rate
+        for (task, *_), of in self._classes.items():
+            of.rate *= volume[task] / told[task]
+
+
+def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
+    """Of all brokers together, by the same classes."""
+    classes: dict[Key, Demanded] = {}
+    for each in demands:
+        latency_ms = inf if each.latency_ms is None else each.latency_ms
+        key = _key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
+        known = classes.get(key)
+        if known is None:
+            classes[key] = each
+            continue
+        classes[key] = Demanded(
+            each.task,
+            None if known.latency_ms is None or each.latency_ms is None else min(known.latency_ms, each.latency_ms),
+            max(known.accuracy_min, each.accuracy_min),
+            each.prefer,
+            each.degrades,
+            known.rows_per_second + each.rows_per_second,
+        )
+    return tuple(classes.values())
+
+
+def _key(task: str, latency_ms: float, accuracy: float, prefer: Prefer, degrades: bool) -> Key:
+    steps = floor(log(max(latency_ms, LATENCY_MS_MIN)) / _LOG_STEP + 1e-9) if latency_ms < inf else None
+    return task, steps, floor(accuracy * ACCURACY_STEPS + 1e-9), prefer, degrades

@@ -1,0 +1,388 @@
+"""modelless itself as a policy: the broker's core and the workers' device queues, as they are, in virtual time.
+
+What is real: :class:`broker.core.Core` with everything in it (ledger, catalog, selector, batcher, scheduler), one for
+each broker; :class:`workers.device_queue.DeviceQueue`, one for each worker; :class:`broker.planner.Planner`, on its
+period. What is not there: Kafka, decoding, the link's wire and the processor time of all that; ``World.intake_ms`` and
+``World.reply_ms`` stand for them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
+from broker.demand import total
+from broker.devices import Worker
+from broker.ledger import Address, Entry, Source
+from broker.planner import Planner
+from modelless import frames
+from modelless.messages import BatchTime, Evaluation, ModelVersion, Plan, Profile, Query, RecordId
+from modelless.tensors import Tensor, TensorSpec
+from simulator.facts import INF, Portfolio, SimulatedQuery
+from simulator.world import Device, Running, World
+from workers.device_queue import Answer, DeviceQueue, Run, Tell
+
+PLAN_INTERVAL_MS = 500.0
+STATE_INTERVAL_MS = 500.0
+JUDGE_INTERVAL_MS = 100.0
+LATENCY_MS_DEFAULT = 30_000.0
+TOPIC = "queries"
+_SPEC = (TensorSpec("x", "FP32", (-1, 1)),)
+_INPUTS = (Tensor("x", "FP32", (1, 1), b"\0\0\0\0"),)
+
+
+class Names:
+    """The project's names for the variants of a portfolio, and back: ``m3:1/v5``."""
+
+    def __init__(self, portfolio: Portfolio, prices: dict[str, float]) -> None:
+        models: dict[tuple[str, str], ModelVersion] = {}
+        builders: dict[str, str] = {}
+        self.theirs: dict[str, str] = {}
+        self.ours: dict[tuple[str, str, str], str] = {}
+        self.profiles: list[Profile] = []
+        self.makes: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for each in portfolio.profiles:
+            model = models.get((each.task, each.model))
+            if model is None:
+                name = f"m{len(models)}"
+                model = ModelVersion(
+                    name, 1, each.task, name, "", "", 1, _SPEC, _SPEC, Evaluation(accuracy=each.accuracy), name
+                )
+                models[each.task, each.model] = model
+            builder = builders.setdefault(each.variant, f"v{len(builders)}")
+            ours = f"{model.key}/{builder}"
+            self.theirs[ours] = each.variant
+            self.ours[each.task, each.model, each.variant] = ours
+            self.makes[each.group].append((model.format, builder))
+            batches = tuple(map(BatchTime, each.sizes, each.p50_ms, each.p99_ms))
+            self.profiles.append(
+                Profile(
+                    ours,
+                    each.group,
+                    "ready",
+                    model.digest,
+                    load_ms=each.load_ms,
+                    load_warm_ms=each.load_ms,
+                    memory_bytes=int(each.memory_mb * 2**20),
+                    accuracy=each.accuracy,
+                    accuracy_low=each.accuracy,
+                    accuracy_high=each.accuracy,
+                    batches=batches,
+                    price_per_hour=prices.get(each.group, 0.0),
+                )
+            )
+        self.models = list(models.values())
+
+
+class _Worker:
+    """A worker: its device queue, and a link to every broker."""
+
+    def __init__(self, ours: Ours, device: Device) -> None:
+        self.ours, self.device = ours, device
+        self.queue = DeviceQueue(lead_ms=1.0)
+        self.links: list[Worker] = []
+        self.run: Run | None = None
+        self.load: tuple[str, ...] = ()
+        """What the plan says."""
+        self.ran: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        """Batches since the last state, by our name of the variant."""
+        self.wakes_ms = INF
+        self.queue.device(up=True)
+        for number, broker in enumerate(ours.brokers):
+            incarnation = f"{device.name}.{device.life}"
+            makes = tuple(ours.names.makes[device.group])
+            memory_bytes = int(device.memory_mb_max * 2**20)
+            link = Worker(device.name, incarnation, device.group, device.price_per_hour, memory_bytes, makes)
+            self.links.append(link)
+            self.queue.link_up(number)
+            broker.core.joined(link)
+        self.tell_state()
+        self.kick()
+
+    def tell_state(self) -> None:
+        """To every broker: what is loaded, and how long batches took."""
+        ours, device = self.ours, self.device
+        ready = {ours.name_of(variant, device.group) for variant in device.loaded}
+        variants = []
+        for variant in sorted(ready):
+            batches = tuple(self.ran.get(variant, ()))
+            rows, busy_ms = sum(rows for rows, _ in batches), sum(ms for _, ms in batches)
+            variants.append(frames.VariantState(variant, "ready", 0, batches, rows, busy_ms))
+        variants += [frames.VariantState(ours.name_of(variant, device.group), "loading") for variant in device.loading]
+        self.ran.clear()
+        self.queue.ready(ready)
+        state = frames.State(tuple(variants), 0, 0.0, 1)
+        for broker, link in zip(ours.brokers, self.links, strict=True):
+            broker.hear(link, state)
+
+    def assign(self, load: Sequence[str]) -> None:
+        self.load = tuple(load)
+        self.follow()
+
+    def follow(self) -> None:
+        """Unload what the plan does not name, once nothing waits for it; load what it does, as far as it fits."""
+        ours, device, world = self.ours, self.device, self.ours.world
+        wanted = [ours.names.theirs[variant] for variant in self.load]
+        gone = [v for v in device.loaded - set(wanted) if not self.queue.holds(ours.name_of(v, device.group))]
+        for variant in gone:
+            world.unload(device, variant)
+        for variant in [v for v in device.loading[1:] if v not in wanted]:
+            world.unload(device, variant)
+        for variant in wanted:
+            profile = world.portfolio.by_key[variant, device.group]
+            if profile.memory_mb <= world.free_mb(device):
+                world.load(device, variant)
+        if gone:
+            self.tell_state()
+
+    def push(self, link: Worker, batch: frames.Batch) -> None:
+        self.queue.push(self.links.index(link), batch)
+
+    def kick(self) -> None:
+        """Carry out what the queue decides."""
+        world, now_ms = self.ours.world, self.ours.world.now_ms
+        while instructions := self.queue.poll(now_ms):
+            for instruction in instructions:
+                match instruction:
+                    case Run():
+                        self.run = instruction
+                        queries = [self.ours.query(item.record) for item in instruction.items]
+                        world.run(self.device, self.ours.names.theirs[instruction.batch.variant], queries)
+                    case Answer(link=link, batch=batch, items=items, status=status):
+                        for item in items:
+                            world.expire(self.ours.query(item.record))
+                        outcomes = [frames.ItemOutcome(item.record, "answered", status) for item in items]
+                        self.queue.settled(link, batch.batch, outcomes)
+                    case Tell(link=link, frame=frame):
+                        self.ours.brokers[link].hear(self.links[link], frame)
+        wake_ms = self.queue.wake_at_ms()
+        if wake_ms is not None and wake_ms < self.wakes_ms:
+            self.wakes_ms = wake_ms
+            world.at(wake_ms, lambda: self._woke(wake_ms))
+
+    def _woke(self, at_ms: float) -> None:
+        if at_ms == self.wakes_ms:  # no sooner one was set meanwhile
+            self.wakes_ms = INF
+            if self.device.alive:
+                self.kick()
+
+    def end(self, running: Running) -> None:
+        """A batch ended; its replies are out after a while."""
+        run, world = self.run, self.ours.world
+        assert run is not None
+        execute_ms = running.end_ms - running.start_ms
+        self.run = None
+        self.ran[run.batch.variant].append((len(running.queries), execute_ms))
+        self.queue.ran(execute_ms)
+        outcomes = [frames.ItemOutcome(item.record, "answered", "OK") for item in run.items]
+        if world.reply_ms:
+            world.at(world.now_ms + world.reply_ms, lambda: self._published(run, outcomes))
+        else:
+            self.queue.settled(run.link, run.batch.batch, outcomes)
+        if set(self.load) != {self.ours.name_of(v, self.device.group) for v in self.device.loaded}:
+            self.follow()
+        self.kick()
+
+    def _published(self, run: Run, outcomes: list[frames.ItemOutcome]) -> None:
+        self.queue.settled(run.link, run.batch.batch, outcomes)
+        self.kick()
+
+
+class _Broker:
+    """A broker: its core, and the records of its partition."""
+
+    def __init__(self, ours: Ours, number: int) -> None:
+        self.ours, self.number = ours, number
+        self.core = Core()
+        self.queries: list[SimulatedQuery] = []
+        """By offset."""
+        self._pumping = False
+        self._wakes_ms = INF
+        for model in ours.names.models:
+            self.core.catalog.put_model(model.key, model)
+        for profile in ours.names.profiles:
+            self.core.catalog.put_profile(profile.key, profile)
+        self.core.catalog_changed(0.0)
+        self.core.ledger.assign(TOPIC, number, 0, "")
+
+    def read(self, query: SimulatedQuery) -> None:
+        """A record is there, decoded."""
+        record = RecordId(TOPIC, self.number, len(self.queries))
+        self.queries.append(query)
+        arrived = self.core.ledger.arrived(record)
+        assert arrived
+        entry = self.ours.entry(query, record)
+        self.core.admit(entry, self.ours.world.now_ms)
+        self.pump()
+
+    def hear(self, worker: Worker, frame: frames.Frame) -> None:
+        self.core.frame(worker, frame, self.ours.world.now_ms)
+        self.pump()
+
+    def pump(self) -> None:
+        """Carry out what the core decides. What that causes is carried out here too, not by a pump within a pump."""
+        if self._pumping:
+            return
+        self._pumping = True
+        ours, core, world = self.ours, self.core, self.ours.world
+        now_ms = world.now_ms
+        touched: dict[str, _Worker] = {}
+        while True:
+            instructions = core.poll(now_ms)
+            if not instructions and not touched:
+                break
+            for instruction in instructions:
+                match instruction:
+                    case Send(worker=link, batch=batch):
+                        worker = touched[link.name] = ours.workers[link.name]
+                        worker.push(link, batch)
+                    case TellDemand(worker=link, demand=demand):
+                        worker = touched[link.name] = ours.workers[link.name]
+                        worker.queue.demand(self.number, demand)
+                    case Reply(entry=entry, status=status):
+                        query = self.queries[entry.record.offset]
+                        if status == "DEADLINE_EXCEEDED" or status == "UNAVAILABLE":
+                            world.expire(query)
+                        else:
+                            world.refuse(query)
+                        core.replied(entry, status)
+                    case Bury(entry=entry):
+                        world.expire(self.queries[entry.record.offset])
+                        core.buried(entry)
+                    case CancelSent():
+                        raise AssertionError("nobody cancels")
+            kicked, touched = list(touched.values()), {}
+            for worker in kicked:
+                worker.kick()
+        self._pumping = False
+        wake_ms = core.wake_at_ms()
+        if wake_ms < self._wakes_ms:
+            self._wakes_ms = wake_ms
+            world.at(wake_ms, lambda: self._woke(wake_ms))
+
+    def _woke(self, at_ms: float) -> None:
+        if at_ms == self._wakes_ms:  # no sooner one was set meanwhile
+            self._wakes_ms = INF
+            self.pump()
+
+
+class Ours:
+    """The policy ``ours``.
+
+    Args:
+        brokers: queries are dealt to so many in turn, as if by partitions.
+    """
+
+    name = "ours"
+
+    def __init__(self, brokers: int = 1) -> None:
+        self._brokers = brokers
+
+    def start(self, world: World) -> None:
+        self.world = world
+        self.names = Names(world.portfolio, {spec.name: spec.price_per_hour for spec in world.fleet})
+        by_group = {(each.variant, each.group): each for each in world.portfolio.profiles}
+        self._ours = {key: self.names.ours[each.task, each.model, each.variant] for key, each in by_group.items()}
+        self._asked: dict[tuple[object, ...], Query] = {}
+        self._plan: Plan | None = None
+        self._planner = Planner()
+        self._turn = 0
+        self.workers: dict[str, _Worker] = {}
+        self.brokers: list[_Broker] = []
+        self.brokers = [_Broker(self, number) for number in range(self._brokers)]
+        for device in world.devices.values():
+            self.workers[device.name] = _Worker(self, device)
+        self._plan_often()
+        self._judge_often()
+        self._tell_often()
+
+    def name_of(self, variant: str, group: str) -> str:
+        """Our name of one of the portfolio's variants."""
+        return self._ours[variant, group]
+
+    def query(self, record: RecordId) -> SimulatedQuery:
+        return self.brokers[record.partition].queries[record.offset]
+
+    def entry(self, query: SimulatedQuery, record: RecordId) -> Entry:
+        """As intake makes it."""
+        latency_ms = query.latency_ms_max
+        key = (query.task, latency_ms, query.accuracy_min, query.on_miss, query.prefer)
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = Query(
+                "",
+                _INPUTS,
+                task=query.task,
+                latency_ms_max=None if latency_ms == INF else latency_ms,
+                accuracy_min=query.accuracy_min,
+                on_miss=query.on_miss,
+                prefer=query.prefer,
+            )
+        arrival_ms = query.arrival_ms
+        deadline_ms = arrival_ms + min(latency_ms, LATENCY_MS_DEFAULT)
+        source = Source(record, None, None, (), arrival_ms)
+        address = Address(str(query.index), "", None, "msgpack")
+        if query.on_miss == "late":
+            give_up_ms = max(deadline_ms, arrival_ms + LATENCY_MS_DEFAULT)
+            return Entry(source, asked, address, 1, 64, deadline_ms, None, give_up_ms)
+        return Entry(source, asked, address, 1, 64, deadline_ms, deadline_ms, deadline_ms)
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def arrived(self, query: SimulatedQuery) -> None:
+        broker = self.brokers[self._turn]
+        self._turn = (self._turn + 1) % self._brokers
+        broker.read(query)
+
+    def ran(self, device: Device, batch: Running) -> None:
+        self.workers[device.name].end(batch)
+
+    def loaded(self, device: Device, variant: str) -> None:
+        worker = self.workers[device.name]
+        worker.tell_state()
+        worker.kick()
+
+    def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
+        worker = self.workers.pop(device.name)
+        for broker, link in zip(self.brokers, worker.links, strict=True):
+            broker.core.lost(link, self.world.now_ms)
+            broker.pump()
+
+    def back(self, device: Device) -> None:
+        self.workers[device.name] = _Worker(self, device)
+
+    # --- what comes again and again -------------------------------------------------------------------------------
+
+    def _plan_often(self) -> None:
+        now_ms, leader = self.world.now_ms, self.brokers[0].core
+        wants: dict[str, float] = defaultdict(float)
+        for broker in self.brokers:
+            for key, rate in broker.core.wants(now_ms).items():
+                wants[key] += rate
+        demand = total(each for broker in self.brokers for each in broker.core.demand(now_ms))
+        plan = self._planner.plan(self._plan, leader.situation(now_ms, wants, demand), "broker-0", now_ms)
+        if plan is not None:
+            self._plan = plan
+            wanted = {name: frozenset(assignment.load) for name, assignment in plan.workers.items()}
+            for broker in self.brokers:
+                broker.core.planned(wanted, now_ms, plan.routes)
+                broker.pump()
+        if self._plan is not None:
+            for name, worker in self.workers.items():
+                assignment = self._plan.workers.get(name)
+                if assignment is not None:
+                    worker.assign(assignment.load)
+        self.world.at(now_ms + PLAN_INTERVAL_MS, self._plan_often)
+
+    def _judge_often(self) -> None:
+        for broker in self.brokers:
+            broker.core.judge(self.world.now_ms)
+        self.world.at(self.world.now_ms + JUDGE_INTERVAL_MS, self._judge_often)
+
+    def _tell_often(self) -> None:
+        for worker in list(self.workers.values()):
+            if worker.ran:
+                worker.tell_state()
+                worker.kick()
+        self.world.at(self.world.now_ms + STATE_INTERVAL_MS, self._tell_often)

@@ -1,0 +1,86 @@
+"""Prices: from the hull of what is loaded, rising with the queue, from the most accurate to the most for its time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import e
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from broker.prices import FREE, price_range
+
+FAST, MIDDLE, SLOW = (0.6, 2.0), (0.8, 10.0), (0.9, 30.0)
+"""(accuracy, ms a row): 0.3 a ms from nothing, then 0.025 and 0.005 for each further one."""
+PORTFOLIO = (FAST, MIDDLE, SLOW)
+
+options = st.lists(st.tuples(st.floats(0.05, 1.0), st.floats(0.1, 1000.0)), min_size=1, max_size=8)
+
+
+def best(among: tuple[tuple[float, float], ...] | list[tuple[float, float]], price: float) -> tuple[float, float]:
+    """(accuracy, ms) of what is the most worth."""
+    return max(among, key=lambda option: option[0] - price * option[1])
+
+
+def test_the_range_is_from_the_least_gain_to_the_most() -> None:
+    prices = price_range(PORTFOLIO)
+    assert prices.at(0.0) == pytest.approx(0.005 / e)
+    assert prices.at(1.0) == pytest.approx(0.3)
+
+
+def test_what_others_dominate_does_not_matter() -> None:
+    slower, worse, between = (0.6, 3.0), (0.5, 2.0), (0.62, 9.0)  # the last is below the line from FAST to MIDDLE
+    assert price_range((*PORTFOLIO, slower, worse, between)) == price_range(PORTFOLIO)
+    assert price_range((SLOW, between, FAST, MIDDLE)) == price_range(PORTFOLIO), "the order is none"
+
+
+def test_one_variant_alone_costs_its_accuracy_when_the_queue_is_full() -> None:
+    assert price_range([FAST]).at(1.0) == pytest.approx(0.3)
+    assert price_range([FAST]).at(0.0) == pytest.approx(0.3 / e)
+    assert price_range([]) == FREE
+    assert FREE.at(1.0) == 0.0
+
+
+def test_with_the_queue_the_choice_moves_to_what_is_faster() -> None:
+    prices = price_range(PORTFOLIO)
+    chosen = [best(PORTFOLIO, prices.at(step / 20)) for step in range(21)]
+    assert chosen[0] == SLOW
+    assert chosen[-1] == FAST
+    assert [ms for _, ms in chosen] == sorted((ms for _, ms in chosen), reverse=True)
+    assert MIDDLE in chosen
+    assert FAST[0] - prices.at(1.01) * FAST[1] < 0, "and beyond its deadline nothing is worth its time"
+
+
+@given(options)
+def test_the_price_rises_with_the_queue(among: list[tuple[float, float]]) -> None:
+    prices = price_range(among)
+    at = [prices.at(step / 10) for step in range(21)]
+    assert all(0 < low < high for low, high in pairwise(at))
+
+
+@given(options)
+def test_an_empty_queue_takes_the_most_accurate(among: list[tuple[float, float]]) -> None:
+    accuracies = sorted({accuracy for accuracy, _ in among}, reverse=True)
+    assume(len(accuracies) < 2 or accuracies[0] - accuracies[1] > 1e-6)  # else the difference is rounding
+    assert best(among, price_range(among).at(0.0))[0] == accuracies[0]
+
+
+@given(options)
+def test_a_full_one_takes_only_what_has_the_most_accuracy_for_its_time(among: list[tuple[float, float]]) -> None:
+    price, most = price_range(among).at(1.0), max(accuracy / ms for accuracy, ms in among)
+    for accuracy, ms in among:
+        worth = accuracy - price * ms
+        if accuracy / ms == most:
+            assert worth == pytest.approx(0.0, abs=1e-9 * max(1.0, price * ms))
+        else:
+            assert worth <= 1e-9 * max(1.0, price * ms)
+
+
+@given(options, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_a_longer_queue_never_chooses_what_is_slower(
+    among: list[tuple[float, float]], one: float, other: float
+) -> None:
+    prices, low, high = price_range(among), min(one, other), max(one, other)
+    assume(low < high)
+    assert best(among, prices.at(high))[1] <= best(among, prices.at(low))[1] + 1e-9
