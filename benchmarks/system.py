@@ -125,6 +125,28 @@ def running_system(
         servers: an existing Kafka; None: its own embedded one.
         more: further TOML.
     """
+    group = f"""
+[[groups]]
+name = "cpu"
+device = "cpu"
+threads = 1
+workers = {workers}
+price_per_hour = 0.17
+builders = ["onnx-fp32", "torch-fp32"]  # no others to build and measure meanwhile
+{more}
+"""
+    with running_up(group, brokers=brokers, servers=servers) as system:
+        system.register()
+        yield system
+
+
+@contextlib.contextmanager
+def running_up(sections: str, *, brokers: int = 1, servers: str | None = None) -> Iterator[System]:
+    """`modelless up` with nothing registered. Everything is gone afterwards.
+
+    Args:
+        sections: TOML: the groups, and sections besides kafka, broker, metrics and store.
+    """
     with tempfile.TemporaryDirectory(prefix="modelless-") as name:
         folder = Path(name)
         prefix = f"t{time.time_ns():x}" if servers else "modelless"
@@ -144,14 +166,7 @@ port = 0
 [store]
 url = "{folder}/store"
 cache = "{folder}/cache"
-[[groups]]
-name = "cpu"
-device = "cpu"
-threads = 1
-workers = {workers}
-price_per_hour = 0.17
-builders = ["onnx-fp32", "torch-fp32"]  # no others to build and measure meanwhile
-{more}
+{sections}
 """)
         config = load_config(file)
         command = [sys.executable, "-m", "modelless", "up", "--config", str(file)]
@@ -160,7 +175,6 @@ builders = ["onnx-fp32", "torch-fp32"]  # no others to build and measure meanwhi
         system = System(config, file, up, folder / "up.log", write_mlp(folder))
         try:
             wait_for_kafka(config, up, system.log)
-            system.register()
             yield system
         except BaseException:
             sys.stderr.write(system.log.read_text()[-20_000:])

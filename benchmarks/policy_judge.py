@@ -1,0 +1,58 @@
+"""Has a play of ``benchmarks.policies`` judged from its log alone, by ``simulator.verifier``, as the command does."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from simulator import verifier
+from simulator.facts import GroupSpec, Placement, Portfolio
+from simulator.files import FLEET, PROFILES, write_arrivals, write_placement
+from simulator.report import beside, report, write_loads, write_log
+from simulator.scenario import Played
+
+
+def judged(played: Played, placement: Placement | None, folder: Path) -> list[str]:
+    """What is broken, and figures that are other than reported; writes what it reads into ``folder``."""
+    scenario = played.scenario
+    log, profiles, fleet, arrivals = (folder / f"{name}.csv" for name in ("run", "profiles", "fleet", "arrivals"))
+    write_log(log, played.queries)
+    write_loads(beside(log, "loads"), played.loads)
+    write_arrivals(arrivals, scenario.queries)
+    _write_profiles(profiles, scenario.portfolio)
+    _write_fleet(fleet, scenario.fleet)
+    if placement is not None:
+        write_placement(beside(log, "placement"), placement)
+    inputs = verifier.read_inputs(
+        profiles,
+        fleet,
+        arrivals=arrivals,
+        placement=None if placement is None else beside(log, "placement"),
+        faults=[f"{fault.kind}:{fault.worker}@{fault.at_ms!r}" for fault in scenario.faults],
+    )
+    verdict = verifier.verify(inputs, log, beside(log, "loads"))
+    return verdict.lines() + verifier.differences(verdict.figures, report(played).plain())
+
+
+def _write_profiles(path: Path, portfolio: Portfolio) -> None:
+    _write(
+        path,
+        PROFILES,
+        [
+            (p.task, p.model, p.variant, p.group, size, p50_ms, p99_ms, p.accuracy, p.load_ms, p.memory_mb)
+            for p in portfolio.profiles
+            for size, p50_ms, p99_ms in zip(p.sizes, p.p50_ms, p.p99_ms, strict=True)
+        ],
+    )
+
+
+def _write_fleet(path: Path, fleet: Sequence[GroupSpec]) -> None:
+    _write(path, FLEET, [(each.name, each.workers, each.memory_mb, each.price_per_hour) for each in fleet])
+
+
+def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
