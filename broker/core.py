@@ -28,9 +28,9 @@ from broker.conditions import Conditions
 from broker.demand import DemandMeter
 from broker.devices import Group, Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
+from broker.gathering import BLOCK_SHARE, gathered, spoils_batch
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
-from broker.prices import Pricing
 from broker.ranking import Class
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
@@ -43,12 +43,6 @@ from modelless.headers import EXPLAIN
 from modelless.messages import Cancel, Demanded, Labels, RecordId, Route
 
 CANCELS_MAX = 10_000
-JOIN_COST_MAX = 1.1
-"""Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
-GATHERED_MAX = 128
-"""Entries that are looked at for one batch."""
-BLOCK_SHARE = 0.5
-"""Of the shortest latency asked of a group lately: no batch blocks a device for longer, if it can be smaller."""
 LATE_TURN_MS = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
 RANK_INTERVAL_MS = 250.0
@@ -583,9 +577,9 @@ class Core:
             worker = able[0] if len(able) == 1 else min(able, key=lambda w: w.outstanding_ms(now_ms))
             start_ms, block_ms = worker.start_ms(now_ms), _block_ms(group, now_ms)
             if len(queues) > 1 and not self.catalog.labels:
-                queue = self._gathered(queue, queues, worker, start_ms, block_ms)
+                queue = gathered(queue, queues, worker, len(group.workers), start_ms, block_ms, self.catalog)
             rows = batch_rows(queue, start_ms, block_ms)
-            spoils = rows > 0 and _spoils(queue, rows, sum([each.rows for each in queues]), block_ms)
+            spoils = rows > 0 and spoils_batch(queue, rows, sum([each.rows for each in queues]), block_ms)
             if rows and not spoils:
                 self._send(worker, queue.candidate, queue.take(rows), now_ms)
                 if not worker.has_room(now_ms):
@@ -600,73 +594,6 @@ class Core:
         target = self.catalog.resolve(entry.query)
         candidates = target.ranking.candidates if target is not None else []
         return tuple([each for each in candidates if each.group == group.name and each.team])
-
-    def _gathered(
-        self, urgent: VariantQueue, queues: list[VariantQueue], worker: Worker, start_ms: float, block_ms: float
-    ) -> VariantQueue:
-        """Of the queues of one task, that whose variant is the best for a batch of whoever may join it; they join.
-
-        Each variant that the worker has, and that somebody waits for, is worth the accuracy of the batch's answers,
-        less the price of its time. Larger batches take less time a row, so that what waits for nearly equal variants
-        is run as one.
-        """
-        head = urgent.head
-        deadline_ms = head.latency_deadline_ms
-        if head.query.task is None or deadline_ms is None or head.deadline_ms is None:
-            return urgent
-        siblings = [
-            queue
-            for queue in queues
-            if queue.signature == urgent.signature
-            and queue.candidate.model.task == head.query.task
-            and queue.candidate.variant in worker.ready
-            and (queue is urgent or self._is_current(queue.candidate))
-        ]
-        if len(siblings) < 2:
-            return urgent
-        target = self.catalog.resolve(head.query)
-        assert target is not None
-        slack_ms = deadline_ms - start_ms
-        backlog_ms = sum([queue.ahead_ms(NEVER, block_ms) for queue in queues]) / len(self.groups[worker.group].workers)
-        pricing = Pricing(target.ranking.price_range(worker.group), backlog_ms, slack_ms)
-        waiting = sorted([item for queue in siblings for item in queue.first(GATHERED_MAX)])[:GATHERED_MAX]
-        best, most, joining = urgent, -NEVER, []
-        for queue in siblings:
-            candidate = queue.candidate
-            if not _may_join(head, candidate) or candidate.table.p50_ms(head.rows) > slack_ms:
-                continue
-            if isinstance(match_inputs(head.query.inputs, candidate.model.inputs), str):
-                continue
-            able = [entry for _, _, entry in waiting if _may_join(entry, candidate)]
-            rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
-            lat_ms = candidate.table.p50_ms(rows)
-            left = rows * candidate.accuracy_low - pricing.price(lat_ms) * lat_ms
-            if left > most:
-                best, most, joining = queue, left, able
-        rows_max = best.candidate.table.rows_within(slack_ms, head.rows, block_ms)
-        rows = 0
-        for entry in joining:
-            rows += entry.rows
-            if rows > rows_max:
-                break
-            if entry.place is not best:
-                self._move(entry, best)
-        return best
-
-    def _move(self, entry: Entry, queue: VariantQueue) -> None:
-        """To a queue of another variant of its task."""
-        matched = match_inputs(entry.query.inputs, queue.candidate.model.inputs)
-        if isinstance(matched, str) or not isinstance(entry.place, VariantQueue):
-            return
-        entry.inputs = matched
-        less = ("accuracy",) if queue.candidate.accuracy_low < entry.accuracy_floor else ()
-        entry.missed = (*less, *[each for each in entry.missed if each != "accuracy"])
-        queue.move_from(entry.place, entry)
-
-    def _is_current(self, candidate: Candidate) -> bool:
-        """Whether its version answers for its model: what waits for an older one is not joined."""
-        served = self.catalog.served(candidate.model.name)
-        return served is not None and served.key == candidate.model.key
 
     def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> None:
         rows = sum([entry.rows for entry in entries])
@@ -853,39 +780,6 @@ class Core:
             return []
         entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
         return [entry] if entry is not None else []
-
-
-def _spoils(queue: VariantQueue, rows: int, waiting: int, block_ms: float) -> bool:
-    """Whether the head has so little time left that its batch would be small, while several full ones wait.
-
-    To serve it would cost the others more time than it is worth: it goes elsewhere, if anywhere (early drop, as in
-    Nexus, SOSP 2019, section 6.3). Without that, a device that once fell behind runs batches of one for ever.
-    """
-    if queue.head.deadline_ms is None:
-        return False
-    head = queue.head
-    latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
-    full = queue.candidate.table.rows_within(NEVER, head.rows, min(block_ms, BLOCK_SHARE * latency_ms))
-    return rows < min(full, queue.rows) or (waiting >= full and 2 * rows < full)
-
-
-def _may_join(entry: Entry, candidate: Candidate) -> bool:
-    """Whether a candidate of its task would do as well for an entry that waits for another one."""
-    query = entry.query
-    if entry.place is not None and entry.place.candidate is candidate:  # type: ignore[attr-defined]
-        return True
-    if query.task is None or candidate in entry.refused_by:
-        return False
-    if query.cost_max is not None and candidate.cost_per_1000_usual > query.cost_max:
-        return False
-    if query.on_miss == "degrade":
-        return True
-    own: Candidate = entry.place.candidate  # type: ignore[attr-defined]
-    if query.prefer == "cost" and candidate.cost_per_1000_usual > JOIN_COST_MAX * own.cost_per_1000_usual:
-        return False
-    if query.prefer == "latency" and candidate.lat_ms(entry.rows) > own.lat_ms(entry.rows):
-        return False
-    return candidate.accuracy_low >= entry.accuracy_floor
 
 
 def _block_ms(group: Group, now_ms: float) -> float:

@@ -31,7 +31,7 @@ Z_MAX = 10.0
 """Of more nobody has to know how much; it only has to be a number."""
 
 RUN_SHARE = 0.5
-"""Of a query's slack, that the batch that it joins takes at most, if it can be smaller: ``broker.core.BLOCK_SHARE``."""
+"""Of a query's slack: no batch that it joins takes more, if it can be smaller (``broker.gathering.BLOCK_SHARE``)."""
 TINY = 1e-9
 LEVEL_MS = 1000.0
 """Time constant of the mean."""

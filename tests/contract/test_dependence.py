@@ -31,6 +31,7 @@ PURE = frozenset(
         "broker.demand",
         "broker.devices",
         "broker.explain",
+        "broker.gathering",
         "broker.intake",
         "broker.ledger",
         "broker.offsets",

@@ -1,0 +1,135 @@
+"""Which of those that wait for one task make the next batch together, and who of them would spoil it. Pure.
+
+Each entry waits for the variant that was the best for itself. By the time that a device has room there may be a few of
+them for each of several variants, and a device takes nearly as long for a batch of two as for one of eight. So the
+batch is put together anew: each variant that somebody waits for is worth the accuracy of the answers that it would give
+to whoever may join, less the price of its time (:mod:`broker.prices`), and the best one runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from broker.batcher import NEVER, VariantQueue
+from broker.catalog import Candidate, Catalog, match_inputs
+from broker.devices import Worker
+from broker.ledger import Entry
+from broker.prices import Pricing
+
+BLOCK_SHARE = 0.5
+"""Of the shortest latency asked of a group lately: no batch blocks a device for longer, if it can be smaller."""
+JOIN_COST_MAX = 1.1
+"""Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
+GATHERED_MAX = 128
+"""Entries that are looked at for one batch."""
+
+
+def gathered(
+    urgent: VariantQueue,
+    queues: Sequence[VariantQueue],
+    worker: Worker,
+    workers: int,
+    start_ms: float,
+    block_ms: float,
+    catalog: Catalog,
+) -> VariantQueue:
+    """Of the queues of one task, that whose variant is the best for a batch of whoever may join it; they join.
+
+    Args:
+        urgent: the one that would be next; its head is in the batch whatever the variant.
+        queues: all of the group that somebody waits in.
+        worker: who is to run the batch, from ``start_ms`` on; its group has so many ``workers``.
+        block_ms: no batch should take longer.
+    """
+    head = urgent.head
+    deadline_ms = head.latency_deadline_ms
+    if head.query.task is None or deadline_ms is None or head.deadline_ms is None:
+        return urgent
+    siblings = [
+        queue
+        for queue in queues
+        if queue.signature == urgent.signature
+        and queue.candidate.model.task == head.query.task
+        and queue.candidate.variant in worker.ready
+        and (queue is urgent or _is_current(queue.candidate, catalog))
+    ]
+    if len(siblings) < 2:
+        return urgent
+    target = catalog.resolve(head.query)
+    assert target is not None
+    slack_ms = deadline_ms - start_ms
+    backlog_ms = sum([queue.ahead_ms(NEVER, block_ms) for queue in queues]) / workers
+    pricing = Pricing(target.ranking.price_range(worker.group), backlog_ms, slack_ms)
+    waiting = sorted([item for queue in siblings for item in queue.first(GATHERED_MAX)])[:GATHERED_MAX]
+    best, most, joining = urgent, -NEVER, []
+    for queue in siblings:
+        candidate = queue.candidate
+        if not _may_join(head, candidate) or candidate.table.p50_ms(head.rows) > slack_ms:
+            continue
+        if isinstance(match_inputs(head.query.inputs, candidate.model.inputs), str):
+            continue
+        able = [entry for _, _, entry in waiting if _may_join(entry, candidate)]
+        rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
+        lat_ms = candidate.table.p50_ms(rows)
+        left = rows * candidate.accuracy_low - pricing.price(lat_ms) * lat_ms
+        if left > most:
+            best, most, joining = queue, left, able
+    rows_max = best.candidate.table.rows_within(slack_ms, head.rows, block_ms)
+    rows = 0
+    for entry in joining:
+        rows += entry.rows
+        if rows > rows_max:
+            break
+        if entry.place is not best:
+            _move(entry, best)
+    return best
+
+
+def _move(entry: Entry, queue: VariantQueue) -> None:
+    """To a queue of another variant of its task."""
+    matched = match_inputs(entry.query.inputs, queue.candidate.model.inputs)
+    if isinstance(matched, str) or not isinstance(entry.place, VariantQueue):
+        return
+    entry.inputs = matched
+    less = ("accuracy",) if queue.candidate.accuracy_low < entry.accuracy_floor else ()
+    entry.missed = (*less, *[each for each in entry.missed if each != "accuracy"])
+    queue.move_from(entry.place, entry)
+
+
+def _is_current(candidate: Candidate, catalog: Catalog) -> bool:
+    """Whether its version answers for its model: what waits for an older one is not joined."""
+    served = catalog.served(candidate.model.name)
+    return served is not None and served.key == candidate.model.key
+
+
+def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float) -> bool:
+    """Whether the head has so little time left that its batch would be small, while several full ones wait.
+
+    To serve it would cost the others more time than it is worth: it goes elsewhere, if anywhere (early drop, as in
+    Nexus, SOSP 2019, section 6.3). Without that, a device that once fell behind runs batches of one for ever.
+    """
+    if queue.head.deadline_ms is None:
+        return False
+    head = queue.head
+    latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
+    full = queue.candidate.table.rows_within(NEVER, head.rows, min(block_ms, BLOCK_SHARE * latency_ms))
+    return rows < min(full, queue.rows) or (waiting >= full and 2 * rows < full)
+
+
+def _may_join(entry: Entry, candidate: Candidate) -> bool:
+    """Whether a candidate of its task would do as well for an entry that waits for another one."""
+    query = entry.query
+    if entry.place is not None and entry.place.candidate is candidate:  # type: ignore[attr-defined]
+        return True
+    if query.task is None or candidate in entry.refused_by:
+        return False
+    if query.cost_max is not None and candidate.cost_per_1000_usual > query.cost_max:
+        return False
+    if query.on_miss == "degrade":
+        return True
+    own: Candidate = entry.place.candidate  # type: ignore[attr-defined]
+    if query.prefer == "cost" and candidate.cost_per_1000_usual > JOIN_COST_MAX * own.cost_per_1000_usual:
+        return False
+    if query.prefer == "latency" and candidate.lat_ms(entry.rows) > own.lat_ms(entry.rows):
+        return False
+    return candidate.accuracy_low >= entry.accuracy_floor
