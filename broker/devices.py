@@ -9,9 +9,9 @@ from broker.catalog import Candidate
 from broker.ledger import Entry
 from modelless.messages import RecordId
 
-LEAD_MS = 1.0
+LEAD_MS = 2.0
 """So long before a device is predicted to be idle it gets its next batch; sooner, that would be a smaller one."""
-LEAD_SHARE = 0.1
+LEAD_SHARE = 0.2
 """Of the batch that runs, if that is more: it may end so much sooner than predicted."""
 
 

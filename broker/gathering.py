@@ -125,9 +125,9 @@ def _may_join(entry: Entry, candidate: Candidate) -> bool:
         return False
     if query.cost_max is not None and candidate.cost_per_1000_usual > query.cost_max:
         return False
-    if query.on_miss == "degrade":
-        return True
     own: Candidate = entry.place.candidate  # type: ignore[attr-defined]
+    if query.on_miss == "degrade" and (query.prefer == "accuracy" or own.accuracy_low < entry.accuracy_floor):
+        return True  # under load, the most accuracy that all can have; who has given up the floor has given it up
     if query.prefer == "cost" and candidate.cost_per_1000_usual > JOIN_COST_MAX * own.cost_per_1000_usual:
         return False
     if query.prefer == "latency" and candidate.lat_ms(entry.rows) > own.lat_ms(entry.rows):

@@ -156,19 +156,21 @@ class Selector:
     ) -> Choice:
         """By what the query prefers, and what device time is worth; without a plan's route."""
         query = entry.query
-        priced = query.on_miss == "degrade" and 0 < slack_ms < NEVER
+        degrades = query.on_miss == "degrade" and 0 < slack_ms < NEVER
         bounds: list[Bound] = []
         prices: dict[int, Pricing] = {}
         for each in ranking.classes:
             wait_ms = wait(each, entry, now_ms)
             bounds.append((each.id, wait_ms, slack_ms - wait_ms))
-            if priced:
+            if degrades:
                 share = self._level(each).at(wait_ms / slack_ms, now_ms)
                 prices[each.id] = Pricing(ranking.price_range(each.group), share * slack_ms, slack_ms)
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
         asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
         wanting = wanting and ranking.unloaded > 0
-        choice: Choice | None = asked.priced(prices, found, wanting=wanting) if prices else None
+        choice: Choice | None = None
+        if prices and (found is None or query.prefer == "accuracy"):  # otherwise the floor is kept while there is time
+            choice = asked.priced(prices, found, wanting=wanting)
         if choice is None and found is not None:
             choice = Chosen(found, (), asked.wanted(query.prefer, found, floor, asked.latency_ms) if wanting else None)
         if choice is None:
