@@ -29,10 +29,10 @@ def test_the_window_is_passed_by_less_than_one_batch() -> None:
     assert len(with_batches(5, window_ms=20).sent) == 2
     assert len(with_batches(5, window_ms=21).sent) == 3
     worker = with_batches(2, window_ms=25)
-    assert not worker.has_room(18.9)
-    assert worker.has_room(19), "shortly before the device is idle"
+    assert not worker.has_room(17.9)
+    assert worker.has_room(18), "shortly before the device is idle"
     worker.draining = True
-    assert not worker.has_room(19)
+    assert not worker.has_room(18)
 
 
 def test_outstanding_work_shrinks_as_the_device_works_and_not_below_nothing() -> None:

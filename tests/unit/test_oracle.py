@@ -208,7 +208,7 @@ class Oracle:
         self.check_wanted(choice)
 
     def degrades(self, choice: Choice) -> bool:
-        """Whether it has to go below the floor, for the price of device time or since it must; then the worthiest."""
+        """Whether it has to go below the floor, or does so for the price of device time, since it prefers accuracy."""
         ready = self.in_time(self.fast)
         if self.asked.query.on_miss != "degrade" or not ready:
             return False
@@ -222,6 +222,8 @@ class Oracle:
         if worthiest.accuracy_low >= self.floor:
             return False
         accurate = self.in_time(self.feasible)
+        if accurate and self.asked.query.prefer != "accuracy":
+            return False
         assert all(self.wait_ms(c) for c in accurate), "idle, and above the floor"
         assert isinstance(choice, Chosen), choice
         assert choice.candidate in ready

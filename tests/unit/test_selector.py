@@ -184,7 +184,7 @@ def test_degrade_takes_a_faster_variant_below_the_floor_or_says_deadline_exceede
 # --- the price of device time -----------------------------------------------------------------------------------------
 
 
-def shared(*waits_ms: float) -> list[Choice]:
+def shared(*waits_ms: float, prefer: str = "accuracy") -> list[Choice]:
     """Of a query that degrades, above 0.9 if it can be, on one worker that has three variants; one choice per wait."""
     rows = (("tiny", 0.80, 1.0), ("small", 0.90, 10.0), ("large", 0.95, 100.0))
     candidates = []
@@ -192,18 +192,24 @@ def shared(*waits_ms: float) -> list[Choice]:
         of = model(name)
         table = LatencyTable(profile(of, curve=((1, ms), (8, ms))).batches)
         candidates.append(Candidate(f"{name}:1/o", "cpu", of, accuracy, accuracy, table, 1e-6, frozenset({"w-1"})))
-    asked = entry(0, latency_ms_max=1000, accuracy_min=0.9, on_miss="degrade")
+    asked = entry(0, latency_ms_max=1000, accuracy_min=0.9, on_miss="degrade", prefer=prefer)
     target = Target("t", candidates)
     return [Selector(0.02).choose(asked, target, 0, lambda *_, ms=ms: ms) for ms in waits_ms]
 
 
-def test_what_degrades_keeps_its_floor_on_an_idle_worker_and_goes_below_it_the_longer_it_waits() -> None:
+def test_what_prefers_accuracy_and_degrades_goes_below_its_floor_the_longer_it_waits() -> None:
     choices = shared(0, 10, 300, 750, 850, 880)
-    assert [name(choice) for choice in choices] == ["small", "small", "small", "tiny", "tiny", "tiny"]
+    assert [name(choice) for choice in choices] == ["large", "large", "large", "tiny", "tiny", "tiny"]
     for choice in choices:
         below = name(choice) == "tiny"
         assert isinstance(choice, Chosen)
         assert (choice.missed, choice.by) == ((("accuracy",), "price") if below else ((), "prefer"))
+
+
+def test_what_prefers_the_cheapest_and_degrades_keeps_its_floor_while_there_is_time() -> None:
+    choices = shared(0, 300, 880, 995, prefer="cost")
+    assert [name(choice) for choice in choices] == ["small", "small", "small", "tiny"]
+    assert [choice.missed for choice in choices if isinstance(choice, Chosen)] == [(), (), (), ("accuracy",)]
 
 
 def test_only_what_degrades_pays() -> None:
