@@ -115,6 +115,8 @@ async def _datatypes(config: Config, ask: Mapping[str, Any]) -> dict[str, str]:
     await view.start()
     await view.stop()
     wanted = str(ask.get("variant") or ask.get("model") or "").partition("/")[0]
+    if not wanted.rpartition(":")[2].isdigit():  # a label: all of its versions take the same
+        wanted = wanted.partition(":")[0]
     return {
         spec.name: spec.datatype
         for model in view.catalog.models()
