@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from modelless.messages import MS_PER_HOUR
 from simulator.arrivals import MS_PER_S, PROCESSES, Times, counts, read_counts, read_trace, zipf
 from simulator.bound import bound
 from simulator.facts import (
-    MS_PER_HOUR,
     GroupSpec,
     Placement,
     Portfolio,

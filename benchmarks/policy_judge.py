@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from simulator import verifier
 from simulator.facts import GroupSpec, Placement, Portfolio
-from simulator.files import FLEET, PROFILES, write_arrivals, write_placement
+from simulator.files import FLEET, PROFILES, write_arrivals, write_placement, write_table
 from simulator.report import beside, report, write_loads, write_log
 from simulator.scenario import Played
 
@@ -36,7 +35,7 @@ def judged(played: Played, placement: Placement | None, folder: Path) -> list[st
 
 
 def _write_profiles(path: Path, portfolio: Portfolio) -> None:
-    _write(
+    write_table(
         path,
         PROFILES,
         [
@@ -48,11 +47,4 @@ def _write_profiles(path: Path, portfolio: Portfolio) -> None:
 
 
 def _write_fleet(path: Path, fleet: Sequence[GroupSpec]) -> None:
-    _write(path, FLEET, [(each.name, each.workers, each.memory_mb, each.price_per_hour) for each in fleet])
-
-
-def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_table(path, FLEET, [(each.name, each.workers, each.memory_mb, each.price_per_hour) for each in fleet])

@@ -46,7 +46,7 @@ class VariantQueue:
 
     @property
     def tail_deadline_ms(self) -> float:
-        """Of the last one; inf if it has none."""
+        """Of the last one: inf if it has none, minus inf if nobody waits."""
         return self._waiting[-1][0] if self._waiting else -NEVER
 
     def add(self, entry: Entry, deadline_ms: float | None = None) -> None:

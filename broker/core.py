@@ -28,9 +28,10 @@ from broker.conditions import Conditions
 from broker.demand import DemandMeter
 from broker.devices import Group, Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
-from broker.gathering import BLOCK_SHARE, gathered, spoils_batch
+from broker.gathering import gathered, spoils_batch
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
+from broker.prices import RUN_SHARE
 from broker.ranking import Class
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
@@ -345,9 +346,7 @@ class Core:
         """What this broker is asked for."""
         return self._demand.rates(now_ms)
 
-    def situation(
-        self, now_ms: float, wants: Mapping[str, float] | None = None, demand: Sequence[Demanded] = ()
-    ) -> Situation:
+    def situation(self, now_ms: float, wants: Mapping[str, float], demand: Sequence[Demanded]) -> Situation:
         """What there is to plan for, as copies: the planner works beside the loop.
 
         Args:
@@ -367,7 +366,7 @@ class Core:
             served={name: of.key for name in names if (of := catalog.served(name)) is not None},
             corrections=dict(catalog.corrections),
             rates=self.conditions.rows_per_second(now_ms),
-            wants=dict(wants or {}),
+            wants=wants,
             drifted=self.conditions.drifted(now_ms),
             demand=demand,
             prices_per_hour={worker.group: worker.price_per_hour for worker in self.workers()},
@@ -387,25 +386,25 @@ class Core:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
         if not len(target.ranking):
             return self._park(entry)
+        floor = entry.accuracy_floor = self._selector.accuracy_floor(entry, target)
         if first and entry.query.task is not None:
             deadline_ms = entry.latency_deadline_ms
             latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
-            self._demand.add(entry.query, latency_ms, self._selector.accuracy_floor(entry, target), entry.rows)
+            self._demand.add(entry.query, latency_ms, floor, entry.rows)
         wanting = first and next(self._turn)
         choice = self._selector.choose(
-            entry, target, now_ms, self._wait_ms, wanting=wanting, routes=self._routes, find=self._candidate
+            entry, target, now_ms, self._wait_ms, floor, wanting=wanting, routes=self._routes, find=self._candidate
         )
         if first and choice.wanted is not None:
             times = WANT_TURNS if isinstance(choice, Chosen) else 1
             self._wants.add(choice.wanted.key, times * entry.rows)
         if self.catalog.labels and isinstance(choice, Chosen):
-            choice = self._canarys(entry, choice, target, now_ms)
+            choice = self._canarys(entry, choice, now_ms)
         if entry.explains:
             self._explain(entry, target, choice, now_ms)
         match choice:
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
-                entry.accuracy_floor = self._selector.accuracy_floor(entry, target)
                 self._enqueue(entry, candidate, target, now_ms)
             case Refused(status=status, message=message, retry_after_ms=retry_after_ms):
                 self._reply(entry, status, message, retry_after_ms)
@@ -419,12 +418,11 @@ class Core:
 
     def _explain(self, entry: Entry, target: Target, choice: Choice, now_ms: float) -> None:
         """Why this choice, as a header of whatever reply it comes to."""
-        floor = self._selector.accuracy_floor(entry, target)
-        said = explain(entry, target, choice, floor, now_ms, self._wait_ms, HEADER_CANDIDATES_MAX)
+        said = explain(entry, target, choice, entry.accuracy_floor, now_ms, self._wait_ms, HEADER_CANDIDATES_MAX)
         echo = [header for header in entry.address.echo if header[0] != EXPLAIN]
         entry.address.echo = (*echo, (EXPLAIN, header_value(said)))
 
-    def _canarys(self, entry: Entry, choice: Chosen, named: Target, now_ms: float) -> Chosen:
+    def _canarys(self, entry: Entry, choice: Chosen, now_ms: float) -> Chosen:
         """What the canary of the chosen model would be run with, when it is its turn and it can; else ``choice``."""
         query = entry.query
         names_version = query.variant is not None or ":" in (query.model or "")
@@ -433,8 +431,7 @@ class Core:
         target = self.catalog.of_version(canary) if canary is not None else None
         if target is None or not len(target.ranking):
             return choice
-        floor = self._selector.accuracy_floor(entry, named)
-        other = self._selector.choose(entry, target, now_ms, self._wait_ms, floor, wanting=False)
+        other = self._selector.choose(entry, target, now_ms, self._wait_ms, entry.accuracy_floor, wanting=False)
         if isinstance(other, Chosen) and not isinstance(match_inputs(query.inputs, other.candidate.model.inputs), str):
             return other
         return choice
@@ -784,7 +781,7 @@ class Core:
 
 def _block_ms(group: Group, now_ms: float) -> float:
     """How long a batch may block a device of the group."""
-    return BLOCK_SHARE * group.tightness.latency_ms(now_ms)
+    return RUN_SHARE * group.tightness.latency_ms(now_ms)
 
 
 def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:

@@ -14,10 +14,8 @@ from broker.batcher import NEVER, VariantQueue
 from broker.catalog import Candidate, Catalog, match_inputs
 from broker.devices import Worker
 from broker.ledger import Entry
-from broker.prices import Pricing
+from broker.prices import RUN_SHARE, Pricing
 
-BLOCK_SHARE = 0.5
-"""Of the shortest latency asked of a group lately: no batch blocks a device for longer, if it can be smaller."""
 JOIN_COST_MAX = 1.1
 """Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
 GATHERED_MAX = 128
@@ -112,7 +110,7 @@ def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float) 
         return False
     head = queue.head
     latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
-    full = queue.candidate.table.rows_within(NEVER, head.rows, min(block_ms, BLOCK_SHARE * latency_ms))
+    full = queue.candidate.table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
     return rows < min(full, queue.rows) or (waiting >= full and 2 * rows < full)
 
 

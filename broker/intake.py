@@ -108,22 +108,8 @@ class Intake:
             return Refusal(entry, "INVALID_ARGUMENT", f"this topic serves task {bound!r} only, not {query.task!r}")
         if query.tenant is not None:
             return Refusal(entry, "PERMISSION_DENIED", "this topic's policy does not allow naming a tenant")
-        self._deadlines(entry)
+        set_deadlines(entry, self._latency_ms_default, is_offline=entry.record.topic == self._offline)
         return entry
-
-    def _deadlines(self, entry: Entry) -> None:
-        query, arrival_ms = entry.query, entry.source.arrival_ms
-        latency_ms, latency_deadline_ms = query.latency_ms_max, query.deadline_ms
-        if latency_ms is None and latency_deadline_ms is None and entry.record.topic != self._offline:
-            latency_ms = self._latency_ms_default
-        if latency_ms is not None:
-            soonest_ms = arrival_ms + latency_ms
-            if latency_deadline_ms is None or soonest_ms < latency_deadline_ms:
-                latency_deadline_ms = soonest_ms
-        entry.latency_deadline_ms = entry.deadline_ms = entry.give_up_ms = latency_deadline_ms
-        if query.on_miss == "late" and latency_deadline_ms is not None:
-            entry.deadline_ms = None
-            entry.give_up_ms = max(latency_deadline_ms, arrival_ms + self._latency_ms_default)
 
     def _denied(self, address: Address) -> tuple[str, str] | None:
         """(code, reason) when this address may not or cannot be written to."""
@@ -153,6 +139,22 @@ class Intake:
             return _NOWHERE
         topic = found.reply_topic or self._replies
         return Address(found.id or str(source.record), topic, found.reply_partition, form, headers.echo)
+
+
+def set_deadlines(entry: Entry, latency_ms_default: float, *, is_offline: bool = False) -> None:
+    """From what its query asks for. Offline, who asks for none has none."""
+    query, arrival_ms = entry.query, entry.source.arrival_ms
+    latency_ms, latency_deadline_ms = query.latency_ms_max, query.deadline_ms
+    if latency_ms is None and latency_deadline_ms is None and not is_offline:
+        latency_ms = latency_ms_default
+    if latency_ms is not None:
+        soonest_ms = arrival_ms + latency_ms
+        if latency_deadline_ms is None or soonest_ms < latency_deadline_ms:
+            latency_deadline_ms = soonest_ms
+    entry.latency_deadline_ms = entry.deadline_ms = entry.give_up_ms = latency_deadline_ms
+    if query.on_miss == "late" and latency_deadline_ms is not None:
+        entry.deadline_ms = None
+        entry.give_up_ms = max(latency_deadline_ms, arrival_ms + latency_ms_default)
 
 
 def _readable(headers: RecordHeaders) -> Headers:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -21,15 +21,16 @@ from aiokafka.errors import KafkaError, ProducerFenced
 
 from broker.catalog import Catalog
 from broker.conditions import Conditions
-from broker.demand import total
+from broker.demand import total as total_demand
 from broker.planner import Planner, Situation
+from broker.wants import total as total_wants
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
 from modelless.config import Config
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
 from modelless.kafka import make_consumer, make_producer, raise_if_cancelled, stop_within
-from modelless.messages import Plan
+from modelless.messages import Demanded, Plan
 from modelless.topics import Topics
 
 _log = structlog.get_logger(__name__)
@@ -57,7 +58,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
     """One broker's candidacy, and its planning while it leads.
 
     Args:
-        situation: what is to be planned for now, but for what brokers want and are asked for: the fleet's topic tells.
+        situation: what is to be planned for now, given what all brokers want and what they are asked for.
         plan: the last one that was read.
     """
 
@@ -68,7 +69,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         clock: KafkaClock,
         catalog: Catalog,
         conditions: Conditions,
-        situation: Callable[[], Situation],
+        situation: Callable[[Mapping[str, float], Sequence[Demanded]], Situation],
         plan: Callable[[], Plan | None],
     ) -> None:
         self._config, self._name, self._clock = config, name, clock
@@ -153,12 +154,10 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         began_s = time.monotonic()
         if began_s < self._not_before_s:
             return
-        wants: dict[str, float] = {}
-        for member in office.fleet.brokers():
-            for key, rows_per_second in member.wants.items():
-                wants[key] = wants.get(key, 0.0) + rows_per_second
-        demand = total(each for member in office.fleet.brokers() for each in member.demand)
-        situation = replace(self._situation(), wants=wants, demand=demand)
+        brokers = office.fleet.brokers()
+        wants = total_wants(member.wants for member in brokers)
+        demand = total_demand(each for member in brokers for each in member.demand)
+        situation = self._situation(wants, demand)
         plan = await asyncio.to_thread(
             office.planner.plan, self._latest(), situation, self._name, self._clock.now_ms()
         )  # beside the loop: it may take longer than a query has time for

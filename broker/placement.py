@@ -49,7 +49,6 @@ from scipy.sparse import coo_array, csr_array
 
 from broker.placement_model import (
     INF,
-    MS_PER_HOUR,
     Choice,
     Demand,
     Group,
@@ -60,6 +59,7 @@ from broker.placement_model import (
     problem,
     row_ms,
 )
+from modelless.messages import MS_PER_HOUR
 
 __all__ = ["Allocation", "Choice", "Demand", "Group", "Key", "Options", "greedy", "merged", "place", "route", "row_ms"]
 

@@ -15,8 +15,9 @@ from math import floor, log
 import numpy as np
 from numpy.typing import NDArray
 
+from modelless.messages import MS_PER_HOUR
+
 INF = float("inf")
-MS_PER_HOUR = 3_600_000.0
 TIE_COST = 0.01
 """Of what an answer is worth: the most that its cost counts, for a class that prefers cost (or latency: its time)."""
 TIE_ACCURACY = 0.001

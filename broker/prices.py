@@ -31,7 +31,7 @@ Z_MAX = 10.0
 """Of more nobody has to know how much; it only has to be a number."""
 
 RUN_SHARE = 0.5
-"""Of a query's slack: no batch that it joins takes more, if it can be smaller (``broker.gathering.BLOCK_SHARE``)."""
+"""Of a query's slack, or of the shortest latency asked of a group lately: no batch takes more, if it can be smaller."""
 TINY = 1e-9
 LEVEL_MS = 1000.0
 """Time constant of the mean."""
@@ -89,8 +89,13 @@ class Pricing(NamedTuple):
         What may be waited is the slack but for the batch that it joins; ``lat_ms`` is for the query alone.
         Only what the price is above that of an idle device counts: where nothing waits, nobody gives up accuracy.
         """
-        run_ms = max(lat_ms, min(candidate.batch_ms, RUN_SHARE * self.slack_ms))
-        return candidate.accuracy_low - (self.price(run_ms) - self.of.least) * candidate.row_ms
+        price = self.price(run_ms(candidate, lat_ms, self.slack_ms))
+        return candidate.accuracy_low - (price - self.of.least) * candidate.row_ms
+
+
+def run_ms(candidate: Candidate, lat_ms: float, slack_ms: float) -> float:
+    """Of the batch that a query joins; ``lat_ms`` is the candidate's for the query alone."""
+    return max(lat_ms, min(candidate.batch_ms, RUN_SHARE * slack_ms))
 
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:

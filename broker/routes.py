@@ -70,9 +70,7 @@ class Routes:
             return None  # the plan's aim is another one
         found = [
             (route, shares)
-            for route, shares in self._by_kind.get(
-                (query.task or "", degrades or query.prefer == "accuracy", degrades), ()
-            )
+            for route, shares in self._by_kind.get((query.task or "", query.prefer == "accuracy", degrades), ())
             if _asked_ms(route) <= latency_ms and (degrades or route.accuracy_min >= floor)
         ]
         if not found:

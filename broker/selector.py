@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import RUN_SHARE, Level, Pricing
+from broker.prices import Level, Pricing, run_ms
 from broker.ranking import Class, Ranking
 from broker.routes import Routes, Shares
 from broker.view import ANY, NEVER, UNLOADED, Bound
@@ -90,10 +90,8 @@ class Selector:
         """
         query, ranking = entry.query, target.ranking
         if floor is None:
-            floor = query.accuracy_min
+            floor = self.accuracy_floor(entry, target)
         cost_max = query.cost_max
-        if floor is None:
-            floor = ranking.accuracy_best - self._accuracy_slack
         if cost_max is None:
             cost_max = NEVER
         slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
@@ -137,8 +135,7 @@ class Selector:
             team = Class(ANY, candidate.group, candidate.team)
             wait_ms = wait(team, entry, now_ms)
             self._level(team).at(wait_ms / slack_ms, now_ms)
-            run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
-            if wait_ms + run_ms <= slack_ms:
+            if wait_ms + run_ms(candidate, candidate.lat_ms(entry.rows), slack_ms) <= slack_ms:
                 return Chosen(candidate, ("accuracy",) if candidate.accuracy_low < floor else (), None, "route")
         return None
 

@@ -85,7 +85,7 @@ class Broker:
             self._clock,
             self._core.catalog,
             self._core.conditions,
-            lambda: self._core.situation(self._clock.now_ms()),
+            lambda wants, demand: self._core.situation(self._clock.now_ms(), wants, demand),
             lambda: self._plan,
         )
         self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)

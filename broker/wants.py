@@ -6,6 +6,7 @@ forgets within some tens of seconds what is over.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from math import exp
 
 MEMORY_MS = 10_000.0
@@ -43,3 +44,12 @@ class Wants:
             ranked = sorted(rates.items(), key=lambda item: -item[1])[:WANTS_MAX]
             self._rates = {key: rate for key, rate in ranked if rate > _FORGOTTEN}
         return self._rates
+
+
+def total(wants: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of all brokers together."""
+    rates: dict[str, float] = {}
+    for each in wants:
+        for key, rows_per_second in each.items():
+            rates[key] = rates.get(key, 0.0) + rows_per_second
+    return rates

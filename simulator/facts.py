@@ -16,7 +16,6 @@ from modelless.messages import OnMiss, Prefer
 
 Outcome = Literal["in_time", "late", "refused", "expired"]
 INF = float("inf")
-MS_PER_HOUR = 3_600_000.0
 
 
 @dataclass(slots=True, eq=False)
@@ -32,8 +31,6 @@ class SimulatedQuery:
     """None: the task's best variant's accuracy minus the slack, as in the contract."""
     on_miss: OnMiss = "reject"
     prefer: Prefer = "cost"
-    source: int = 0
-    """Which query topic it comes from, for fairness between them."""
     deadline_ms: float = field(init=False)
     outcome: Outcome | None = None
     worker: str = ""
@@ -47,6 +44,18 @@ class SimulatedQuery:
 
     def __post_init__(self) -> None:
         self.deadline_ms = self.arrival_ms + self.latency_ms_max
+
+    def again(self) -> SimulatedQuery:
+        """The same question, without its outcome."""
+        return SimulatedQuery(
+            self.index,
+            self.task,
+            self.arrival_ms,
+            self.latency_ms_max,
+            self.accuracy_min,
+            self.on_miss,
+            self.prefer,
+        )
 
 
 @dataclass(frozen=True, eq=False)

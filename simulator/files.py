@@ -182,11 +182,10 @@ def read_placement(path: Path, fleet: Sequence[GroupSpec], portfolio: Portfolio)
 
 def write_arrivals(path: Path, queries: Iterable[SimulatedQuery]) -> None:
     """So that :func:`read_arrivals` finds the same queries."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(ARRIVALS)
-        writer.writerows(
+    write_table(
+        path,
+        ARRIVALS,
+        (
             (
                 query.arrival_ms,
                 query.task,
@@ -196,15 +195,22 @@ def write_arrivals(path: Path, queries: Iterable[SimulatedQuery]) -> None:
                 query.prefer,
             )
             for query in queries
-        )
+        ),
+    )
 
 
 def write_placement(path: Path, placement: Placement) -> None:
     """So that :func:`read_placement` finds the same."""
+    write_table(path, PLACEMENT, ((worker, variant) for worker, variants in placement.items() for variant in variants))
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV file, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(PLACEMENT)
-        writer.writerows((worker, variant) for worker, variants in placement.items() for variant in variants)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 # --- cells --------------------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ period. What is not there: Kafka, decoding, the link's wire and the processor ti
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
-from broker.demand import total
+from broker.demand import total as total_demand
 from broker.devices import Worker
+from broker.intake import set_deadlines
 from broker.ledger import Address, Entry, Source
 from broker.planner import Planner
+from broker.wants import total as total_wants
 from modelless import frames
 from modelless.messages import BatchTime, Evaluation, ModelVersion, Plan, Profile, Query, RecordId
 from modelless.tensors import Tensor, TensorSpec
@@ -39,7 +41,8 @@ class Names:
         models: dict[tuple[str, str], ModelVersion] = {}
         builders: dict[str, str] = {}
         self.theirs: dict[str, str] = {}
-        self.ours: dict[tuple[str, str, str], str] = {}
+        self.ours: dict[tuple[str, str], str] = {}
+        """By (variant, group)."""
         self.profiles: list[Profile] = []
         self.makes: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for each in portfolio.profiles:
@@ -53,7 +56,7 @@ class Names:
             builder = builders.setdefault(each.variant, f"v{len(builders)}")
             ours = f"{model.key}/{builder}"
             self.theirs[ours] = each.variant
-            self.ours[each.task, each.model, each.variant] = ours
+            self.ours[each.key] = ours
             self.makes[each.group].append((model.format, builder))
             batches = tuple(map(BatchTime, each.sizes, each.p50_ms, each.p99_ms))
             self.profiles.append(
@@ -75,6 +78,24 @@ class Names:
         self.models = list(models.values())
 
 
+class _Alarm:
+    """Calls at the soonest of the times that it was set to, then has to be set again."""
+
+    def __init__(self, world: World, call: Callable[[], None]) -> None:
+        self._world, self._call = world, call
+        self._at_ms = INF
+
+    def set(self, at_ms: float) -> None:
+        if at_ms < self._at_ms:
+            self._at_ms = at_ms
+            self._world.at(at_ms, lambda: self._due(at_ms))
+
+    def _due(self, at_ms: float) -> None:
+        if at_ms == self._at_ms:  # no sooner one was set meanwhile
+            self._at_ms = INF
+            self._call()
+
+
 class _Worker:
     """A worker: its device queue, and a link to every broker."""
 
@@ -87,7 +108,7 @@ class _Worker:
         """What the plan says."""
         self.ran: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """Batches since the last state, by our name of the variant."""
-        self.wakes_ms = INF
+        self._alarm = _Alarm(ours.world, self._woke)
         self.queue.device(up=True)
         for number, broker in enumerate(ours.brokers):
             incarnation = f"{device.name}.{device.life}"
@@ -157,15 +178,12 @@ class _Worker:
                     case Tell(link=link, frame=frame):
                         self.ours.brokers[link].hear(self.links[link], frame)
         wake_ms = self.queue.wake_at_ms()
-        if wake_ms is not None and wake_ms < self.wakes_ms:
-            self.wakes_ms = wake_ms
-            world.at(wake_ms, lambda: self._woke(wake_ms))
+        if wake_ms is not None:
+            self._alarm.set(wake_ms)
 
-    def _woke(self, at_ms: float) -> None:
-        if at_ms == self.wakes_ms:  # no sooner one was set meanwhile
-            self.wakes_ms = INF
-            if self.device.alive:
-                self.kick()
+    def _woke(self) -> None:
+        if self.device.alive:
+            self.kick()
 
     def end(self, running: Running) -> None:
         """A batch ended; its replies are out after a while."""
@@ -198,7 +216,7 @@ class _Broker:
         self.queries: list[SimulatedQuery] = []
         """By offset."""
         self._pumping = False
-        self._wakes_ms = INF
+        self._alarm = _Alarm(ours.world, self.pump)
         for model in ours.names.models:
             self.core.catalog.put_model(model.key, model)
         for profile in ours.names.profiles:
@@ -256,15 +274,7 @@ class _Broker:
             for worker in kicked:
                 worker.kick()
         self._pumping = False
-        wake_ms = core.wake_at_ms()
-        if wake_ms < self._wakes_ms:
-            self._wakes_ms = wake_ms
-            world.at(wake_ms, lambda: self._woke(wake_ms))
-
-    def _woke(self, at_ms: float) -> None:
-        if at_ms == self._wakes_ms:  # no sooner one was set meanwhile
-            self._wakes_ms = INF
-            self.pump()
+        self._alarm.set(core.wake_at_ms())
 
 
 class Ours:
@@ -282,8 +292,6 @@ class Ours:
     def start(self, world: World) -> None:
         self.world = world
         self.names = Names(world.portfolio, {spec.name: spec.price_per_hour for spec in world.fleet})
-        by_group = {(each.variant, each.group): each for each in world.portfolio.profiles}
-        self._ours = {key: self.names.ours[each.task, each.model, each.variant] for key, each in by_group.items()}
         self._asked: dict[tuple[object, ...], Query] = {}
         self._plan: Plan | None = None
         self._planner = Planner()
@@ -299,7 +307,7 @@ class Ours:
 
     def name_of(self, variant: str, group: str) -> str:
         """Our name of one of the portfolio's variants."""
-        return self._ours[variant, group]
+        return self.names.ours[variant, group]
 
     def query(self, record: RecordId) -> SimulatedQuery:
         return self.brokers[record.partition].queries[record.offset]
@@ -319,14 +327,11 @@ class Ours:
                 on_miss=query.on_miss,
                 prefer=query.prefer,
             )
-        arrival_ms = query.arrival_ms
-        deadline_ms = arrival_ms + min(latency_ms, LATENCY_MS_DEFAULT)
-        source = Source(record, None, None, (), arrival_ms)
+        source = Source(record, None, None, (), query.arrival_ms)
         address = Address(str(query.index), "", None, "msgpack")
-        if query.on_miss == "late":
-            give_up_ms = max(deadline_ms, arrival_ms + LATENCY_MS_DEFAULT)
-            return Entry(source, asked, address, 1, 64, deadline_ms, None, give_up_ms)
-        return Entry(source, asked, address, 1, 64, deadline_ms, deadline_ms, deadline_ms)
+        entry = Entry(source, asked, address, 1, 64, None, None, None)
+        set_deadlines(entry, LATENCY_MS_DEFAULT)
+        return entry
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -356,11 +361,8 @@ class Ours:
 
     def _plan_often(self) -> None:
         now_ms, leader = self.world.now_ms, self.brokers[0].core
-        wants: dict[str, float] = defaultdict(float)
-        for broker in self.brokers:
-            for key, rate in broker.core.wants(now_ms).items():
-                wants[key] += rate
-        demand = total(each for broker in self.brokers for each in broker.core.demand(now_ms))
+        wants = total_wants(broker.core.wants(now_ms) for broker in self.brokers)
+        demand = total_demand(each for broker in self.brokers for each in broker.core.demand(now_ms))
         plan = self._planner.plan(self._plan, leader.situation(now_ms, wants, demand), "broker-0", now_ms)
         if plan is not None:
             self._plan = plan

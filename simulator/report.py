@@ -15,7 +15,6 @@ Only what is in the log, in the three files and in the faults goes into a figure
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from modelless.messages import MS_PER_HOUR
 from simulator.collector import paused
-from simulator.facts import MS_PER_HOUR, GroupSpec, SimulatedQuery, group_of
+from simulator.facts import GroupSpec, SimulatedQuery, group_of
+from simulator.files import write_table
 from simulator.scenario import Played
 from simulator.world import Fault, Load
 
@@ -218,11 +219,10 @@ def write_json(path: Path, reports: Iterable[Report]) -> None:
 
 def write_log(path: Path, queries: Iterable[SimulatedQuery]) -> None:
     """A row per query; worker to batch are empty when it was never run, and who has no deadline has ``inf``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(LOG)
-        writer.writerows(
+    write_table(
+        path,
+        LOG,
+        (
             (
                 q.index,
                 q.task,
@@ -238,16 +238,13 @@ def write_log(path: Path, queries: Iterable[SimulatedQuery]) -> None:
             if q.batch
             else (q.index, q.task, q.arrival_ms, q.deadline_ms, "", "", "", "", "", q.outcome)
             for q in queries
-        )
+        ),
+    )
 
 
 def write_loads(path: Path, loads: Iterable[Load]) -> None:
     """A row per load that ended."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(LOADS)
-        writer.writerows((load.worker, load.variant, load.start_ms, load.end_ms) for load in loads)
+    write_table(path, LOADS, ((load.worker, load.variant, load.start_ms, load.end_ms) for load in loads))
 
 
 def beside(log: Path, what: str) -> Path:

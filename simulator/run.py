@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,10 @@ from simulator.files import (
     write_arrivals,
     write_placement,
 )
+from simulator.ours import Ours
 from simulator.picture import draw
 from simulator.report import Report, beside, report, write_json, write_loads, write_log
+from simulator.rivals import RIVALS
 from simulator.scenario import Played, Scenario, play
 from simulator.world import Policy
 
@@ -99,17 +101,7 @@ def _policies(names: Sequence[str], brokers: int) -> dict[str, Callable[[], Poli
 
 
 def _known(brokers: int) -> dict[str, Callable[[], Policy]]:
-    def ours() -> Policy:
-        decider: Policy = import_module("simulator.ours").Ours(brokers=brokers)
-        return decider
-
-    try:
-        rivals = import_module("simulator.rivals").RIVALS
-    except ModuleNotFoundError as error:
-        if error.name != "simulator.rivals":
-            raise
-        rivals = {}
-    return {OURS: ours, **rivals}
+    return {OURS: partial(Ours, brokers=brokers), **RIVALS}
 
 
 def _scenario(options: Options) -> Scenario:

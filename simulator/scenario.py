@@ -73,12 +73,7 @@ def play(
         PolicyError: the policy did what no device can do.
     """
     with paused():
-        queries = [
-            SimulatedQuery(
-                q.index, q.task, q.arrival_ms, q.latency_ms_max, q.accuracy_min, q.on_miss, q.prefer, q.source
-            )
-            for q in scenario.queries
-        ]
+        queries = [query.again() for query in scenario.queries]
     timed = _Timed(policy, on_progress)
     world = _TimedWorld(
         scenario.fleet,

@@ -22,7 +22,8 @@ from typing import Protocol
 
 import numpy as np
 
-from simulator.facts import INF, MS_PER_HOUR, GroupSpec, Placement, Portfolio, SimulatedQuery, VariantProfile
+from modelless.messages import MS_PER_HOUR
+from simulator.facts import INF, GroupSpec, Placement, Portfolio, SimulatedQuery, VariantProfile
 
 Z99 = 2.3263478740408408
 """99th percentile of the standard normal distribution."""

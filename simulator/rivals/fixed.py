@@ -136,7 +136,7 @@ def tune(
 
     def goodness(size: int, time_ms: float) -> float:
         if (size, time_ms) not in seen:
-            fresh = sorted_queries(_again(query) for query in asked)
+            fresh = sorted_queries(query.again() for query in asked)
             World(fleet, portfolio, fresh, seed=seed, placement=placement).play(make(size, time_ms))
             in_time = sum(query.accuracy for query in fresh if query.outcome == "in_time")
             seen[size, time_ms] = in_time / max(1, len(fresh))
@@ -148,20 +148,6 @@ def tune(
         size = max(sizes, key=lambda each: goodness(each, time_ms))
         time_ms = max(times_ms, key=lambda each: goodness(size, each))
     return Tuned(size, time_ms, goodness(size, time_ms))
-
-
-def _again(query: SimulatedQuery) -> SimulatedQuery:
-    """The same question, without its outcome."""
-    return SimulatedQuery(
-        query.index,
-        query.task,
-        query.arrival_ms,
-        query.latency_ms_max,
-        query.accuracy_min,
-        query.on_miss,
-        query.prefer,
-        query.source,
-    )
 
 
 class BestTuned(FixedBatch):

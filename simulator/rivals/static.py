@@ -162,10 +162,7 @@ def best_plan(
         if repr(plan) in tried:
             continue
         tried.add(repr(plan))
-        again = sorted_queries(
-            SimulatedQuery(0, q.task, q.arrival_ms, q.latency_ms_max, q.accuracy_min, q.on_miss, q.prefer, q.source)
-            for q in queries
-        )
+        again = sorted_queries(query.again() for query in queries)
         World(fleet, portfolio, again, seed=seed, placement=plan.placement).play(Static(plan))
         goodness = sum(query.accuracy for query in again if query.outcome == "in_time")
         if goodness > best_goodness:

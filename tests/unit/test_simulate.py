@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import typer
@@ -15,7 +13,7 @@ from typer.testing import CliRunner
 
 from modelless.commands.simulate import register
 from modelless.errors import ConfigurationError
-from simulator import verifier
+from simulator import run, verifier
 from simulator.facts import Placement
 
 ARRIVALS = "arrival_ms,task,latency_ms_max\n" + "".join(f"{500 + 2 * n},digits,{80 + n % 3}\n" for n in range(1500))
@@ -28,9 +26,7 @@ class Single(Greedy):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    rivals = ModuleType("simulator.rivals")
-    rivals.RIVALS = {"greedy": Greedy, "single": Single}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "simulator.rivals", rivals)
+    monkeypatch.setattr(run, "RIVALS", {"greedy": Greedy, "single": Single})
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path)
     (tmp_path / "arrivals.csv").write_text(ARRIVALS)
@@ -118,7 +114,7 @@ class Foreseeing(Greedy):
 
 
 def test_a_policy_may_have_its_own_placement_for_nothing(folder: Path) -> None:
-    sys.modules["simulator.rivals"].RIVALS["foreseeing"] = Foreseeing
+    run.RIVALS["foreseeing"] = Foreseeing
     asked = ["--arrivals", "arrivals.csv", "--policy", "foreseeing", "--seed", "8", "--log", "x.csv"]
     simulated(*asked, "--placement", "foreseeing")
     assert (folder / "x.placement.csv").read_text() == "worker,variant\ngpu-0,fast\ngpu-0,face\ngpu-1,good\n"
