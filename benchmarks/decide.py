@@ -93,7 +93,7 @@ class System:
                 self.core.joined(worker)
                 states = tuple(frames.VariantState(name, "ready") for name in loaded)
                 self.core.frame(worker, frames.State(states, 0, 0.0, 1), 0.0)
-                worker.ends_ms = draw.uniform(0, 10)
+                worker.occupy(draw.uniform(0, 10), 0.0)
         target = self.core.catalog.resolve(self.query())
         assert target is not None
         self.target = target
@@ -197,8 +197,8 @@ def measure(variants: int, decisions: int, seed: int) -> dict[str, float]:
     admit = []
     for start in range(0, decisions, 10):  # no more wait at once than in a broker that keeps up
         admit += timed(system.admit, entries[start : start + 10])
-        for queues in system.core._queues.values():
-            for queue in queues.values():
+        for group in system.core.groups.values():
+            for queue in group.queues.values():
                 queue.take_all()
     return {
         "decide p50 us": statistics.median(decide),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import count
+from typing import Protocol
 
 from broker.catalog import Candidate
 from broker.ledger import Entry
@@ -24,11 +25,21 @@ TIGHTNESS_PERIOD_MS = 5000.0
 _sequence = count()
 
 
+class Changed(Protocol):
+    """Somebody came or went; ``empty``: and nobody is left."""
+
+    def __call__(self, *, empty: bool) -> None: ...
+
+
+def _unheard(*, empty: bool) -> None:
+    pass
+
+
 class VariantQueue:
     """Entries that wait for one candidate. Sorted by deadline, then by arrival."""
 
-    def __init__(self, candidate: Candidate, signature: Signature = ()) -> None:
-        self.candidate, self.signature = candidate, signature
+    def __init__(self, candidate: Candidate, signature: Signature = (), on_change: Changed = _unheard) -> None:
+        self.candidate, self.signature, self._on_change = candidate, signature, on_change
         self.rows = 0
         self._block_ms, self._rows_of_batch = NEVER, candidate.table.rows_useful
         self._waiting: list[tuple[float, int, Entry]] = []
@@ -68,12 +79,13 @@ class VariantQueue:
         else:
             waiting.append((*key, entry))
         self.rows += entry.rows
+        self._on_change(empty=False)
 
     def remove(self, entry: Entry) -> None:
         index = bisect_left(self._waiting, entry.sort_key)
         assert self._waiting[index][2] is entry
         del self._waiting[index]
-        self._left(entry)
+        self._left([entry])
 
     def due(self, now_ms: float) -> list[Entry]:
         """Take out every entry whose place in the order has passed."""
@@ -112,13 +124,14 @@ class VariantQueue:
     def _take(self, number: int) -> list[Entry]:
         taken = [entry for _, _, entry in self._waiting[:number]]
         del self._waiting[:number]
-        for entry in taken:
-            self._left(entry)
+        self._left(taken)
         return taken
 
-    def _left(self, entry: Entry) -> None:
-        self.rows -= entry.rows
-        entry.place = None
+    def _left(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self.rows -= entry.rows
+            entry.place = None
+        self._on_change(empty=not self._waiting)
 
 
 def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) -> int:

@@ -25,7 +25,8 @@ from math import exp
 from typing import Literal, NamedTuple
 
 from broker.catalog import Candidate
-from broker.devices import Group, Worker
+from broker.devices import Worker
+from broker.groups import Group
 from modelless.messages import Condition, Profile
 
 State = Literal["inactive", "loading", "active", "overloaded", "interfered"]

@@ -16,22 +16,22 @@ its partition.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
 
-from broker.batcher import NEVER, Signature, VariantQueue, batch_rows, concatenated
+from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
 from broker.conditions import Conditions
 from broker.demand import DemandMeter
-from broker.devices import Group, Sent, Worker
+from broker.devices import Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
 from broker.gathering import gathered, spoils_batch
+from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
-from broker.prices import RUN_SHARE
 from broker.ranking import Class
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
@@ -111,7 +111,6 @@ class Core:
         self.counts = Counts()
         self._selector = Selector(accuracy_slack)
         self._attempts_max = attempts_max
-        self._queues: dict[str, dict[tuple[str, Signature], VariantQueue]] = defaultdict(dict)
         self._parked: list[tuple[float, int, Entry]] = []
         self._parks = True
         self._ready: dict[tuple[str, str], list[Worker]] = {}
@@ -127,9 +126,6 @@ class Core:
         self._routes = Routes()
         self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
         self._polled_ms = -NEVER
-        self._ahead_of: tuple[str, float, float] | None = None
-        self._ahead_ms: dict[str, float] = {}
-        """By worker, for the group, deadline and instant asked for last; until something is queued or sent."""
         self._demands: dict[str, tuple[float, float]] = {}
         """By group, when it was told, and how many ms."""
 
@@ -204,8 +200,9 @@ class Core:
     # --- workers --------------------------------------------------------------------------------------------------
 
     def joined(self, worker: Worker) -> None:
-        self.groups.setdefault(worker.group, Group(worker.group)).workers[worker.incarnation] = worker
-        self._ahead_of = None
+        if worker.group not in self.groups:
+            self.groups[worker.group] = Group(worker.group)
+        self.groups[worker.group].join(worker)
         self._present(worker)
 
     def labels(self, name: str, labels: Labels | None, now_ms: float) -> None:
@@ -214,8 +211,8 @@ class Core:
         self.counts.relabel(name, labels)
         self._shadows.relabel(name)
         waiting: list[Entry] = []
-        for queues in self._queues.values():
-            for queue in queues.values():
+        for group in self.groups.values():
+            for queue in group.queues.values():
                 if queue.candidate.model.name == name:
                     waiting += queue.take_all()
         self._place_all(waiting, now_ms)
@@ -241,7 +238,7 @@ class Core:
             case frames.Outcome():
                 self._outcome(worker, frame, now_ms)
             case frames.Credit():
-                worker.window_ms = frame.window_ms
+                worker.credit(frame.window_ms)
             case frames.State():
                 self._state(worker, frame, now_ms)
             case frames.Answered():
@@ -254,13 +251,12 @@ class Core:
 
     def lost(self, worker: Worker, now_ms: float) -> None:
         """A link ended: what it had and did not settle goes elsewhere at once."""
-        workers = self.groups[worker.group].workers
-        if workers.get(worker.incarnation) is worker:
-            del workers[worker.incarnation]
+        group = self.groups[worker.group]
+        if group.workers.get(worker.incarnation) is worker:
+            group.leave(worker)
             self.catalog.put_worker(worker.incarnation, None)
             self._shadows.lost(worker)
         self._count_ready(worker.group, worker.ready)
-        self._ahead_of = None
         self._instructions = [each for each in self._instructions if getattr(each, "worker", None) is not worker]
         if not worker.draining:
             self.statistics.lost_workers += 1
@@ -274,10 +270,10 @@ class Core:
     def catalog_changed(self, now_ms: float) -> None:
         """Models or profiles changed: whoever waits for what is no longer current, or for anything, is placed anew."""
         outdated: list[Entry] = []
-        for queues in self._queues.values():
-            for key, queue in list(queues.items()):
+        for group in self.groups.values():
+            for key, queue in list(group.queues.items()):
                 if self.catalog.candidate(queue.candidate.variant, queue.candidate.group) is not queue.candidate:
-                    del queues[key]
+                    del group.queues[key]
                     outdated += queue.take_all()
         self._place_all(outdated, now_ms)
         self._unpark(now_ms)
@@ -304,8 +300,8 @@ class Core:
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         if self._shadows:
-            idle = [group for name, group in self.groups.items() if not any(self._queues[name].values())]
-            batches = self._shadows.due(idle, lambda group: _block_ms(group, now_ms), now_ms)
+            idle = [group for group in self.groups.values() if not any(group.queues.values())]
+            batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)
             self._instructions += [Send(worker, batch) for worker, batch in batches]
         self._announce_demand(now_ms)
         instructions, self._instructions = self._instructions, []
@@ -314,29 +310,20 @@ class Core:
     def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
         wake_ms = self._parked[0][0] if self._parked else NEVER
-        for name, queues in self._queues.items():
-            if queues:
-                wake_ms = min(wake_ms, min([queue.head_deadline_ms for queue in queues.values()]))
-                waited = {queue.candidate.variant for queue in queues.values() if queue}
-                for worker in self.groups[name].workers.values():
-                    room_ms = worker.room_ms
-                    if (
-                        self._polled_ms < room_ms < wake_ms
-                        and not worker.draining
-                        and not waited.isdisjoint(worker.ready)
-                    ):
-                        wake_ms = room_ms
+        for group in self.groups.values():
+            wake_ms = min(wake_ms, group.head_ms)
+            if self._polled_ms < group.send_ms < wake_ms:
+                wake_ms = group.send_ms
         return wake_ms
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
     def waiting(self, group: str | None = None) -> tuple[int, float, float]:
         """(entries, predicted ms of work, earliest deadline) of what waits, of one group or of all."""
-        names = [group] if group is not None else list(self._queues)
-        queues = [queue for name in names for queue in self._queues.get(name, {}).values() if queue]
-        entries = sum(len(queue) for queue in queues) + (len(self._parked) if group is None else 0)
-        backlog_ms = sum(queue.candidate.table.queue_ms(queue.rows) for queue in queues)
-        return entries, backlog_ms, min((queue.head_deadline_ms for queue in queues), default=NEVER)
+        groups = [each for each in self.groups.values() if group is None or each.name == group]
+        entries = sum([len(queue) for each in groups for queue in each.queues.values()])
+        entries += len(self._parked) if group is None else 0
+        return entries, sum([each.backlog_ms for each in groups]), min([each.head_ms for each in groups], default=NEVER)
 
     def wants(self, now_ms: float) -> dict[str, float]:
         """Rows a second that ``variant@group``, which nobody has loaded, would serve better than what is chosen."""
@@ -439,44 +426,7 @@ class Core:
     def _wait_ms(self, of: Class, entry: Entry, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry."""
         deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        known = (of.group, deadline_ms, now_ms)
-        if known != self._ahead_of:
-            self._ahead_of, self._ahead_ms = known, self._ahead(of.group, deadline_ms, now_ms)
-        ahead_ms = self._ahead_ms
-        return min([ahead_ms[incarnation] for incarnation in of.team])
-
-    def _ahead(self, group_name: str, deadline_ms: float, now_ms: float) -> dict[str, float]:
-        """Predicted ms of each worker of a group: what it has, and its part of what waits with an earlier deadline.
-
-        An entry that goes before others must leave them their time too: of all that waits, what cannot be run until the
-        last deadline counts as if it came before (the condition of earliest deadline first, at that deadline).
-        """
-        group, queues = self.groups[group_name], self._queues[group_name]
-        ahead_ms = {incarnation: worker.outstanding_ms(now_ms) for incarnation, worker in group.workers.items()}
-        if queues:
-            block_ms = _block_ms(group, now_ms)
-            tails_ms = [queue.tail_deadline_ms for queue in queues.values()]
-            last_ms = max([tail_ms for tail_ms in tails_ms if tail_ms < NEVER], default=-NEVER)
-            spare_ms = last_ms - deadline_ms
-            all_ms = dict(ahead_ms) if spare_ms > 0 else ahead_ms
-            for queue in queues.values():
-                team = ahead_ms.keys() & queue.candidate.team  # of an outdated candidate some may be lost since
-                if not team:
-                    continue
-                queue_ms = queue.ahead_ms(deadline_ms, block_ms)
-                if queue_ms:
-                    share_ms = queue_ms / len(team)
-                    for incarnation in team:
-                        ahead_ms[incarnation] += share_ms
-                if spare_ms > 0:
-                    share_ms = queue.ahead_ms(last_ms, block_ms) / len(team)
-                    for incarnation in team:
-                        all_ms[incarnation] += share_ms
-            if spare_ms > 0:
-                for incarnation, own_ms in all_ms.items():
-                    if own_ms - spare_ms > ahead_ms[incarnation]:
-                        ahead_ms[incarnation] = own_ms - spare_ms
-        return ahead_ms
+        return self.groups[of.group].wait_ms(of.team, deadline_ms, now_ms)
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)
@@ -484,15 +434,10 @@ class Core:
             return self._reply(entry, "INVALID_ARGUMENT", f"{target.name}: {matched}")
         entry.inputs = matched
         signature = tuple([tensor.shape[1:] for tensor in matched])
-        queues = self._queues[candidate.group]
-        queue = queues.get((candidate.variant, signature))
-        if queue is None:
-            queue = queues[candidate.variant, signature] = VariantQueue(candidate, signature)
-        queue.add(entry)
-        self._ahead_of = None
+        group = self.groups[candidate.group]
+        group.queue_of(candidate, signature).add(entry)
         if entry.latency_deadline_ms is not None:
-            tightness = self.groups[candidate.group].tightness
-            tightness.observe(entry.latency_deadline_ms - entry.source.arrival_ms, now_ms)
+            group.tightness.observe(entry.latency_deadline_ms - entry.source.arrival_ms, now_ms)
         return None
 
     def _place_all(self, entries: Iterable[Entry], now_ms: float) -> None:
@@ -538,8 +483,8 @@ class Core:
             _, _, entry = self._parked.pop(0)
             entry.place = None
             self._reply(entry, "UNAVAILABLE", "no worker that could run it was there in time")
-        for queues in self._queues.values():
-            for queue in queues.values():
+        for group in [group for group in self.groups.values() if group.head_ms <= now_ms]:
+            for queue in group.queues.values():
                 if queue.head_deadline_ms <= now_ms:
                     for entry in queue.due(now_ms):
                         self._overdue(queue, entry, now_ms)
@@ -554,16 +499,15 @@ class Core:
     def _dispatch_all(self, now_ms: float) -> list[Entry]:
         """Send what there is room for; returns heads that cannot be in time any more where they waited."""
         refused: list[Entry] = []
-        for name, group in self.groups.items():
-            queues = self._queues[name]
-            if waiting := [queue for queue in queues.values() if queue]:
-                self._dispatch(group, waiting, refused, now_ms)
-            if queues:  # shapes of rows are the senders' choice: a queue is there while somebody waits in it
-                self._queues[name] = {key: queue for key, queue in queues.items() if queue}
+        for group in self.groups.values():
+            if group.send_ms <= now_ms:
+                self._dispatch(group, refused, now_ms)
+            group.drop_empty()
         return refused
 
-    def _dispatch(self, group: Group, queues: list[VariantQueue], refused: list[Entry], now_ms: float) -> None:
+    def _dispatch(self, group: Group, refused: list[Entry], now_ms: float) -> None:
         """The most urgent queue first, while a worker has room for it."""
+        queues = list(group.queues.values())
         free = [worker for worker in group.workers.values() if worker.has_room(now_ms)]
         while free and (queues := [queue for queue in queues if queue]):
             queue = min(queues, key=lambda q: q.head_deadline_ms)
@@ -572,7 +516,7 @@ class Core:
                 queues.remove(queue)
                 continue
             worker = able[0] if len(able) == 1 else min(able, key=lambda w: w.outstanding_ms(now_ms))
-            start_ms, block_ms = worker.start_ms(now_ms), _block_ms(group, now_ms)
+            start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
             if len(queues) > 1 and not self.catalog.labels:
                 queue = gathered(queue, queues, worker, len(group.workers), start_ms, block_ms, self.catalog)
             rows = batch_rows(queue, start_ms, block_ms)
@@ -600,7 +544,6 @@ class Core:
         if candidate.model.name in self.counts:
             sent.predicts = self._shadows.samples(candidate, entries)
         worker.give(sent, now_ms)
-        self._ahead_of = None
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
         for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
@@ -626,13 +569,15 @@ class Core:
         for name, group in self.groups.items():
             if not group.workers:
                 continue
-            _, backlog_ms, deadline_ms = self.waiting(name)
             told_ms, told_backlog_ms = self._demands.get(name, (0.0, 0.0))
-            patience_ms = DEMAND_INTERVAL_MS if backlog_ms else DEMAND_ENDS_MS
-            if backlog_ms == told_backlog_ms or (told_backlog_ms and now_ms - told_ms < patience_ms):
+            patience_ms = DEMAND_INTERVAL_MS if group.queues else DEMAND_ENDS_MS
+            if told_backlog_ms and now_ms - told_ms < patience_ms:
+                continue
+            backlog_ms = group.backlog_ms
+            if backlog_ms == told_backlog_ms:
                 continue
             self._demands[name] = (now_ms, backlog_ms)
-            demand = frames.Demand(backlog_ms, None if deadline_ms == NEVER else deadline_ms)
+            demand = frames.Demand(backlog_ms, None if group.head_ms == NEVER else group.head_ms)
             self._instructions += [TellDemand(worker, demand) for worker in group.workers.values()]
 
     # --- what workers say -----------------------------------------------------------------------------------------
@@ -652,7 +597,6 @@ class Core:
                 self._settle(entry, item, now_ms)
         if frame.final:
             worker.settle(frame.batch, now_ms)
-            self._ahead_of = None
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
                 return
@@ -746,6 +690,7 @@ class Core:
         for variant in variants:
             team = frozenset([worker.incarnation for worker in self._ready_workers(variant, group)])
             self.catalog.set_ready(variant, group, team)
+        self.groups[group].regroup()
 
     def _ready_workers(self, variant: str, group: str) -> list[Worker]:
         workers = self._ready.get((variant, group))
@@ -757,9 +702,9 @@ class Core:
     def _replace_stranded(self, now_ms: float) -> None:
         """Whoever waits for a variant that no worker has any more is placed anew."""
         stranded: list[Entry] = []
-        for group, queues in self._queues.items():
-            for queue in queues.values():
-                if queue and not self._ready_workers(queue.candidate.variant, group):
+        for name, group in self.groups.items():
+            for queue in group.queues.values():
+                if queue and not self._ready_workers(queue.candidate.variant, name):
                     stranded += queue.take_all()
         self._place_all(stranded, now_ms)
 
@@ -777,11 +722,6 @@ class Core:
             return []
         entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
         return [entry] if entry is not None else []
-
-
-def _block_ms(group: Group, now_ms: float) -> float:
-    """How long a batch may block a device of the group."""
-    return RUN_SHARE * group.tightness.latency_ms(now_ms)
 
 
 def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from broker.batcher import NEVER, Tightness
+from broker.batcher import NEVER
 from broker.catalog import Candidate
 from broker.ledger import Entry
 from modelless.messages import RecordId
@@ -53,16 +54,28 @@ class Worker:
     """By number, in the order in which they were sent."""
     ends_ms: float = 0.0
     """When the device is predicted to have run all of it: one batch after another, without a pause."""
+    on_change: Callable[[], None] = lambda: None
+    """Called when what may be sent, or when it would run, has changed."""
 
     def give(self, sent: Sent, now_ms: float) -> None:
         """A batch goes to this worker."""
         self.sent[sent.batch] = sent
-        self.ends_ms = max(self.ends_ms, now_ms) + sent.cost_ms
+        self.occupy(sent.cost_ms, now_ms)
+
+    def occupy(self, cost_ms: float, now_ms: float) -> None:
+        """Its device has so much more to do."""
+        self.ends_ms = max(self.ends_ms, now_ms) + cost_ms
+        self.on_change()
+
+    def credit(self, window_ms: float) -> None:
+        self.window_ms = window_ms
+        self.on_change()
 
     def settle(self, batch: int, now_ms: float) -> Sent:
         """A batch is settled; what is left cannot take longer than its predicted cost from now."""
         sent = self.sent.pop(batch)
         self.ends_ms = min(self.ends_ms, now_ms + self.unsettled_ms)
+        self.on_change()
         return sent
 
     @property
@@ -91,16 +104,3 @@ class Worker:
         if self.unsettled_ms >= self.window_ms:
             return NEVER
         return self.ends_ms - max(LEAD_MS, LEAD_SHARE * next(reversed(self.sent.values())).cost_ms)
-
-
-@dataclass(slots=True, eq=False)
-class Group:
-    """The workers of one class of hardware that are linked."""
-
-    name: str
-    workers: dict[str, Worker] = field(default_factory=dict)
-    """By incarnation."""
-    tightness: Tightness = field(default_factory=Tightness)
-
-    def ready(self, variant: str) -> list[Worker]:
-        return [w for w in self.workers.values() if variant in w.ready and not w.draining]

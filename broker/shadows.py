@@ -20,7 +20,8 @@ from math import inf
 from broker.batcher import concatenated
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, match_inputs
-from broker.devices import Group, Worker
+from broker.devices import Worker
+from broker.groups import Group
 from broker.ledger import Entry
 from broker.versions import shadowed
 from modelless import frames
@@ -173,7 +174,7 @@ class Shadows:
             self._keep(copy for copy in self._waiting if id(copy) not in gone)
             sent = self._sent[worker.incarnation] = _Sent(next(self._numbers), candidate, tuple(copies))
             cost_ms = candidate.table.p50_ms(rows)
-            worker.ends_ms = max(worker.ends_ms, now_ms) + cost_ms
+            worker.occupy(cost_ms, now_ms)
             return frames.Batch(
                 sent.batch,
                 candidate.variant,

@@ -1,0 +1,191 @@
+"""A group as a broker sees it: the workers of one class of hardware, what waits for them, and what follows from both.
+
+Asked at every event: how long would an entry wait here, from when on may a batch leave, when has somebody waited too
+long. The answers are worked out when they are asked for, and kept until a worker or a queue says that it changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from broker.batcher import NEVER, Signature, Tightness, VariantQueue
+from broker.catalog import Candidate
+from broker.devices import Worker
+from broker.prices import RUN_SHARE
+
+
+class _Team(NamedTuple):
+    """Of those that have some variant ready, who is there."""
+
+    crews: list[int]
+    workers: int
+
+
+class Group:
+    """The linked workers of one class of hardware, and the queues that wait for them.
+
+    The workers are cut into **crews**: who is in the same teams, as far as was asked. A crew waits for the same
+    queues, so that the one of it that is idle first stands for all (what is added to each keeps their order).
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.workers: dict[str, Worker] = {}
+        """By incarnation."""
+        self.queues: dict[tuple[str, Signature], VariantQueue] = {}
+        self.tightness = Tightness()
+        self._has_empty = False
+        """A queue is, or was, since the empty ones were dropped."""
+        self._crews: list[list[Worker]] = []
+        self._teams: dict[frozenset[str], _Team] = {}
+        self._ends_ms: list[float] | None = None
+        """Of each crew, until something is said about a worker; so is the next one."""
+        self._rooms_ms: list[float] | None = None
+        self._head_ms: float | None = None
+        """Until something is said about a queue."""
+        self._send_ms: float | None = None
+        """Until something is said about either; so are the next two."""
+        self._ahead_of: tuple[float, float] | None = None
+        self._ahead_ms: list[float] = []
+        """Of each crew, for the deadline and the instant asked for last."""
+
+    # --- who is there, and what waits -----------------------------------------------------------------------------
+
+    def join(self, worker: Worker) -> None:
+        self.workers[worker.incarnation] = worker
+        worker.on_change = self._worker_changed
+        self.regroup()
+
+    def leave(self, worker: Worker) -> None:
+        del self.workers[worker.incarnation]
+        self.regroup()
+
+    def regroup(self) -> None:
+        """Teams are others now."""
+        self._crews = [list(self.workers.values())]
+        self._teams.clear()
+        self._worker_changed()
+
+    def ready(self, variant: str) -> list[Worker]:
+        return [w for w in self.workers.values() if variant in w.ready and not w.draining]
+
+    def queue_of(self, candidate: Candidate, signature: Signature) -> VariantQueue:
+        """Where an entry waits for a candidate of this group."""
+        queue = self.queues.get((candidate.variant, signature))
+        if queue is None:
+            queue = VariantQueue(candidate, signature, self._queue_changed)
+            self.queues[candidate.variant, signature] = queue
+        return queue
+
+    def drop_empty(self) -> None:
+        """Shapes of rows are the senders' choice: a queue is there while somebody waits in it."""
+        if self._has_empty:
+            self._has_empty = False
+            self.queues = {key: queue for key, queue in self.queues.items() if queue}
+
+    def _worker_changed(self) -> None:
+        self._ends_ms = self._rooms_ms = self._send_ms = self._ahead_of = None
+
+    def _queue_changed(self, *, empty: bool) -> None:
+        self._head_ms = self._send_ms = self._ahead_of = None
+        if empty:
+            self._has_empty = True
+
+    # --- what follows ---------------------------------------------------------------------------------------------
+
+    def block_ms(self, now_ms: float) -> float:
+        """How long a batch may block a device."""
+        return RUN_SHARE * self.tightness.latency_ms(now_ms)
+
+    @property
+    def head_ms(self) -> float:
+        """The earliest deadline of all that waits; inf: none."""
+        if self._head_ms is None:
+            self._head_ms = min([queue.head_deadline_ms for queue in self.queues.values()], default=NEVER)
+        return self._head_ms
+
+    @property
+    def send_ms(self) -> float:
+        """From when on a worker has room for something that waits; inf: not before one of them says something."""
+        if self._send_ms is None:
+            teams = [self._team(queue.candidate.team) for queue in self.queues.values() if queue]
+            if self._rooms_ms is None:
+                self._rooms_ms = [
+                    min([worker.room_ms for worker in crew if not worker.draining], default=NEVER)
+                    for crew in self._crews
+                ]
+            rooms_ms = self._rooms_ms
+            self._send_ms = min([rooms_ms[crew] for crews, _ in teams for crew in crews], default=NEVER)
+        return self._send_ms
+
+    @property
+    def backlog_ms(self) -> float:
+        """Predicted work that waits."""
+        return sum([queue.candidate.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
+
+    def wait_ms(self, team: frozenset[str], deadline_ms: float, now_ms: float) -> float:
+        """Predicted time until the first worker of a team has run what comes before an entry with that deadline."""
+        crews, _ = self._team(team)
+        known = (deadline_ms, now_ms)
+        if known != self._ahead_of:
+            self._ahead_ms = self._ahead(deadline_ms, now_ms)
+            self._ahead_of = known
+        ahead_ms = self._ahead_ms
+        return ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews])
+
+    def _ahead(self, deadline_ms: float, now_ms: float) -> list[float]:
+        """Predicted ms of each crew: what its first one has, and its part of what waits with an earlier deadline.
+
+        An entry that goes before others must leave them their time too: of all that waits, what cannot be run until the
+        last deadline counts as if it came before (the condition of earliest deadline first, at that deadline).
+        """
+        queues = self.queues.values()
+        teams = [self._team(queue.candidate.team) for queue in queues]
+        if self._ends_ms is None:
+            self._ends_ms = [min([worker.ends_ms for worker in crew], default=NEVER) for crew in self._crews]
+        ahead_ms = [ends_ms - now_ms if ends_ms > now_ms else 0.0 for ends_ms in self._ends_ms]
+        if not queues:
+            return ahead_ms
+        block_ms = self.block_ms(now_ms)
+        tails_ms = [queue.tail_deadline_ms for queue in queues]
+        last_ms = max([tail_ms for tail_ms in tails_ms if tail_ms < NEVER], default=-NEVER)
+        spare_ms = last_ms - deadline_ms
+        all_ms = ahead_ms.copy() if spare_ms > 0 else ahead_ms
+        for queue, (crews, workers) in zip(queues, teams, strict=True):
+            if not workers:
+                continue
+            queue_ms = queue.ahead_ms(deadline_ms, block_ms)
+            if queue_ms:
+                share_ms = queue_ms / workers
+                for crew in crews:
+                    ahead_ms[crew] += share_ms
+            if spare_ms > 0:
+                share_ms = queue.ahead_ms(last_ms, block_ms) / workers
+                for crew in crews:
+                    all_ms[crew] += share_ms
+        if spare_ms > 0:
+            for crew, own_ms in enumerate(all_ms):
+                if own_ms - spare_ms > ahead_ms[crew]:
+                    ahead_ms[crew] = own_ms - spare_ms
+        return ahead_ms
+
+    def _team(self, team: frozenset[str]) -> _Team:
+        known = self._teams.get(team)
+        if known is None:
+            self._cut(team)
+            crews = [crew for crew, workers in enumerate(self._crews) if workers and workers[0].incarnation in team]
+            known = self._teams[team] = _Team(crews, sum([len(self._crews[crew]) for crew in crews]))
+        return known
+
+    def _cut(self, team: frozenset[str]) -> None:
+        """Have each crew in the team as a whole, or not at all."""
+        for crew, workers in enumerate(list(self._crews)):
+            inside = [worker for worker in workers if worker.incarnation in team]
+            if 0 < len(inside) < len(workers):
+                others = len(self._crews)
+                self._crews[crew] = inside
+                self._crews.append([worker for worker in workers if worker.incarnation not in team])
+                for known in self._teams.values():
+                    if crew in known.crews:
+                        known.crews.append(others)
+                self._ends_ms = self._rooms_ms = self._ahead_of = None
