@@ -26,12 +26,12 @@ _sequence = count()
 
 
 class Changed(Protocol):
-    """Somebody came or went; ``empty``: and nobody is left."""
+    """Somebody came or went; ``head``: the most urgent one is another one now, or nobody."""
 
-    def __call__(self, *, empty: bool) -> None: ...
+    def __call__(self, *, head: bool) -> None: ...
 
 
-def _unheard(*, empty: bool) -> None:
+def _unheard(*, head: bool) -> None:
     pass
 
 
@@ -79,13 +79,13 @@ class VariantQueue:
         else:
             waiting.append((*key, entry))
         self.rows += entry.rows
-        self._on_change(empty=False)
+        self._on_change(head=waiting[0][2] is entry)
 
     def remove(self, entry: Entry) -> None:
         index = bisect_left(self._waiting, entry.sort_key)
         assert self._waiting[index][2] is entry
         del self._waiting[index]
-        self._left([entry])
+        self._left([entry], head=index == 0)
 
     def due(self, now_ms: float) -> list[Entry]:
         """Take out every entry whose place in the order has passed."""
@@ -115,6 +115,8 @@ class VariantQueue:
             return 0.0
         rows = self.rows
         if deadline_ms < waiting[-1][0]:
+            if deadline_ms <= waiting[0][0]:
+                return 0.0
             rows = rows * bisect_left(waiting, (deadline_ms,)) // len(waiting)
         if block_ms != self._block_ms:
             self._block_ms = block_ms
@@ -124,14 +126,14 @@ class VariantQueue:
     def _take(self, number: int) -> list[Entry]:
         taken = [entry for _, _, entry in self._waiting[:number]]
         del self._waiting[:number]
-        self._left(taken)
+        self._left(taken, head=True)
         return taken
 
-    def _left(self, entries: Sequence[Entry]) -> None:
+    def _left(self, entries: Sequence[Entry], *, head: bool) -> None:
         for entry in entries:
             self.rows -= entry.rows
             entry.place = None
-        self._on_change(empty=not self._waiting)
+        self._on_change(head=head)
 
 
 def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) -> int:

@@ -483,8 +483,8 @@ class Core:
             _, _, entry = self._parked.pop(0)
             entry.place = None
             self._reply(entry, "UNAVAILABLE", "no worker that could run it was there in time")
-        for group in [group for group in self.groups.values() if group.head_ms <= now_ms]:
-            for queue in group.queues.values():
+        for group in self.groups.values():
+            for queue in group.queues.values() if group.head_ms <= now_ms else ():
                 if queue.head_deadline_ms <= now_ms:
                     for entry in queue.due(now_ms):
                         self._overdue(queue, entry, now_ms)

@@ -54,6 +54,8 @@ class Worker:
     """By number, in the order in which they were sent."""
     ends_ms: float = 0.0
     """When the device is predicted to have run all of it: one batch after another, without a pause."""
+    room_ms: float = -NEVER
+    """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
     on_change: Callable[[], None] = lambda: None
     """Called when what may be sent, or when it would run, has changed."""
 
@@ -65,17 +67,17 @@ class Worker:
     def occupy(self, cost_ms: float, now_ms: float) -> None:
         """Its device has so much more to do."""
         self.ends_ms = max(self.ends_ms, now_ms) + cost_ms
-        self.on_change()
+        self._changed()
 
     def credit(self, window_ms: float) -> None:
         self.window_ms = window_ms
-        self.on_change()
+        self._changed()
 
     def settle(self, batch: int, now_ms: float) -> Sent:
         """A batch is settled; what is left cannot take longer than its predicted cost from now."""
         sent = self.sent.pop(batch)
         self.ends_ms = min(self.ends_ms, now_ms + self.unsettled_ms)
-        self.on_change()
+        self._changed()
         return sent
 
     @property
@@ -96,11 +98,11 @@ class Worker:
         """Whether another batch may be sent: nothing is sent, or the last of it is about to end, and credit is left."""
         return now_ms >= self.room_ms and not self.draining
 
-    @property
-    def room_ms(self) -> float:
-        """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
+    def _changed(self) -> None:
         if not self.sent:
-            return -NEVER
-        if self.unsettled_ms >= self.window_ms:
-            return NEVER
-        return self.ends_ms - max(LEAD_MS, LEAD_SHARE * next(reversed(self.sent.values())).cost_ms)
+            self.room_ms = -NEVER
+        elif self.unsettled_ms >= self.window_ms:
+            self.room_ms = NEVER
+        else:
+            self.room_ms = self.ends_ms - max(LEAD_MS, LEAD_SHARE * next(reversed(self.sent.values())).cost_ms)
+        self.on_change()

@@ -34,20 +34,20 @@ class Group:
         """By incarnation."""
         self.queues: dict[tuple[str, Signature], VariantQueue] = {}
         self.tightness = Tightness()
-        self._has_empty = False
-        """A queue is, or was, since the empty ones were dropped."""
         self._crews: list[list[Worker]] = []
         self._teams: dict[frozenset[str], _Team] = {}
         self._ends_ms: list[float] | None = None
         """Of each crew, until something is said about a worker; so is the next one."""
         self._rooms_ms: list[float] | None = None
+        self._waiting: list[tuple[VariantQueue, _Team]] | None = None
+        """What somebody waits in, until a queue has another head; so is the next one."""
         self._head_ms: float | None = None
-        """Until something is said about a queue."""
         self._send_ms: float | None = None
-        """Until something is said about either; so are the next two."""
-        self._ahead_of: tuple[float, float] | None = None
+        """Until either is said."""
+        self._may_be_empty = False
+        self._ahead_at: tuple[float, float] | None = None
         self._ahead_ms: list[float] = []
-        """Of each crew, for the deadline and the instant asked for last."""
+        """Of each crew, for the deadline and the instant asked for last, until anything is said."""
 
     # --- who is there, and what waits -----------------------------------------------------------------------------
 
@@ -64,6 +64,7 @@ class Group:
         """Teams are others now."""
         self._crews = [list(self.workers.values())]
         self._teams.clear()
+        self._waiting = None
         self._worker_changed()
 
     def ready(self, variant: str) -> list[Worker]:
@@ -79,17 +80,18 @@ class Group:
 
     def drop_empty(self) -> None:
         """Shapes of rows are the senders' choice: a queue is there while somebody waits in it."""
-        if self._has_empty:
-            self._has_empty = False
+        if self._may_be_empty:
+            self._may_be_empty = False
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:
-        self._ends_ms = self._rooms_ms = self._send_ms = self._ahead_of = None
+        self._ends_ms = self._rooms_ms = self._send_ms = self._ahead_at = None
 
-    def _queue_changed(self, *, empty: bool) -> None:
-        self._head_ms = self._send_ms = self._ahead_of = None
-        if empty:
-            self._has_empty = True
+    def _queue_changed(self, *, head: bool) -> None:
+        self._ahead_at = None
+        if head:
+            self._waiting = self._head_ms = self._send_ms = None
+            self._may_be_empty = True
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
@@ -108,14 +110,14 @@ class Group:
     def send_ms(self) -> float:
         """From when on a worker has room for something that waits; inf: not before one of them says something."""
         if self._send_ms is None:
-            teams = [self._team(queue.candidate.team) for queue in self.queues.values() if queue]
+            waiting = self._queues_waiting()
             if self._rooms_ms is None:
                 self._rooms_ms = [
                     min([worker.room_ms for worker in crew if not worker.draining], default=NEVER)
                     for crew in self._crews
                 ]
             rooms_ms = self._rooms_ms
-            self._send_ms = min([rooms_ms[crew] for crews, _ in teams for crew in crews], default=NEVER)
+            self._send_ms = min([rooms_ms[crew] for _, team in waiting for crew in team.crews], default=NEVER)
         return self._send_ms
 
     @property
@@ -125,11 +127,10 @@ class Group:
 
     def wait_ms(self, team: frozenset[str], deadline_ms: float, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry with that deadline."""
-        crews, _ = self._team(team)
-        known = (deadline_ms, now_ms)
-        if known != self._ahead_of:
+        crews = self._team(team).crews
+        if self._ahead_at != (deadline_ms, now_ms):
             self._ahead_ms = self._ahead(deadline_ms, now_ms)
-            self._ahead_of = known
+            self._ahead_at = deadline_ms, now_ms
         ahead_ms = self._ahead_ms
         return ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews])
 
@@ -139,21 +140,18 @@ class Group:
         An entry that goes before others must leave them their time too: of all that waits, what cannot be run until the
         last deadline counts as if it came before (the condition of earliest deadline first, at that deadline).
         """
-        queues = self.queues.values()
-        teams = [self._team(queue.candidate.team) for queue in queues]
+        waiting = self._queues_waiting()
         if self._ends_ms is None:
             self._ends_ms = [min([worker.ends_ms for worker in crew], default=NEVER) for crew in self._crews]
         ahead_ms = [ends_ms - now_ms if ends_ms > now_ms else 0.0 for ends_ms in self._ends_ms]
-        if not queues:
+        if not waiting:
             return ahead_ms
         block_ms = self.block_ms(now_ms)
-        tails_ms = [queue.tail_deadline_ms for queue in queues]
+        tails_ms = [queue.tail_deadline_ms for queue, _ in waiting]
         last_ms = max([tail_ms for tail_ms in tails_ms if tail_ms < NEVER], default=-NEVER)
         spare_ms = last_ms - deadline_ms
         all_ms = ahead_ms.copy() if spare_ms > 0 else ahead_ms
-        for queue, (crews, workers) in zip(queues, teams, strict=True):
-            if not workers:
-                continue
+        for queue, (crews, workers) in waiting:
             queue_ms = queue.ahead_ms(deadline_ms, block_ms)
             if queue_ms:
                 share_ms = queue_ms / workers
@@ -168,6 +166,13 @@ class Group:
                 if own_ms - spare_ms > ahead_ms[crew]:
                     ahead_ms[crew] = own_ms - spare_ms
         return ahead_ms
+
+    def _queues_waiting(self) -> list[tuple[VariantQueue, _Team]]:
+        """Those that somebody waits in, with who is there of their teams (of an outdated candidate's maybe nobody)."""
+        if self._waiting is None:
+            teams = [(queue, self._team(queue.candidate.team)) for queue in self.queues.values() if queue]
+            self._waiting = [(queue, team) for queue, team in teams if team.workers]
+        return self._waiting
 
     def _team(self, team: frozenset[str]) -> _Team:
         known = self._teams.get(team)
@@ -188,4 +193,4 @@ class Group:
                 for known in self._teams.values():
                     if crew in known.crews:
                         known.crews.append(others)
-                self._ends_ms = self._rooms_ms = self._ahead_of = None
+                self._worker_changed()
