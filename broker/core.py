@@ -126,8 +126,6 @@ class Core:
         self._routes = Routes()
         self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
         self._polled_ms = -NEVER
-        self._demands: dict[str, tuple[float, float]] = {}
-        """By group, when it was told, and how many ms."""
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -484,7 +482,9 @@ class Core:
             entry.place = None
             self._reply(entry, "UNAVAILABLE", "no worker that could run it was there in time")
         for group in self.groups.values():
-            for queue in group.queues.values() if group.head_ms <= now_ms else ():
+            if group.head_ms > now_ms:
+                continue
+            for queue in group.queues.values():
                 if queue.head_deadline_ms <= now_ms:
                     for entry in queue.due(now_ms):
                         self._overdue(queue, entry, now_ms)
@@ -561,22 +561,23 @@ class Core:
         self._instructions.append(Bury(entry, code, reason))
 
     def _count(self, entries: list[Entry], status: str) -> None:
-        asked = [query.task or query.model or query.variant or "" for query in [entry.query for entry in entries]]
-        self.statistics.outcomes.update([(status, name) for name in asked])
+        outcomes = self.statistics.outcomes
+        for entry in entries:
+            query = entry.query
+            outcomes[status, query.task or query.model or query.variant or ""] += 1
 
     def _announce_demand(self, now_ms: float) -> None:
         """To each group's workers, when it changed."""
-        for name, group in self.groups.items():
-            if not group.workers:
+        for group in self.groups.values():
+            if not group.workers or not (group.queues or group.told_backlog_ms):
                 continue
-            told_ms, told_backlog_ms = self._demands.get(name, (0.0, 0.0))
             patience_ms = DEMAND_INTERVAL_MS if group.queues else DEMAND_ENDS_MS
-            if told_backlog_ms and now_ms - told_ms < patience_ms:
+            if group.told_backlog_ms and now_ms - group.told_ms < patience_ms:
                 continue
             backlog_ms = group.backlog_ms
-            if backlog_ms == told_backlog_ms:
+            if backlog_ms == group.told_backlog_ms:
                 continue
-            self._demands[name] = (now_ms, backlog_ms)
+            group.told_ms, group.told_backlog_ms = now_ms, backlog_ms
             demand = frames.Demand(backlog_ms, None if group.head_ms == NEVER else group.head_ms)
             self._instructions += [TellDemand(worker, demand) for worker in group.workers.values()]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, floor, inf, log
 
 from modelless.messages import Demanded, Prefer, Query
@@ -149,6 +150,7 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
     return tuple(classes.values())
 
 
+@lru_cache(4096)
 def _key(task: str, latency_ms: float, accuracy: float, prefer: Prefer, degrades: bool) -> Key:
     steps = floor(log(max(latency_ms, LATENCY_MS_MIN)) / _LOG_STEP + 1e-9) if latency_ms < inf else None
     return task, steps, floor(accuracy * ACCURACY_STEPS + 1e-9), prefer, degrades

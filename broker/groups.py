@@ -34,6 +34,8 @@ class Group:
         """By incarnation."""
         self.queues: dict[tuple[str, Signature], VariantQueue] = {}
         self.tightness = Tightness()
+        self.told_ms = self.told_backlog_ms = 0.0
+        """When its workers were told how much waits for them, and how much it was."""
         self._crews: list[list[Worker]] = []
         self._teams: dict[frozenset[str], _Team] = {}
         self._ends_ms: list[float] | None = None
@@ -45,9 +47,9 @@ class Group:
         self._send_ms: float | None = None
         """Until either is said."""
         self._may_be_empty = False
-        self._ahead_at: tuple[float, float] | None = None
-        self._ahead_ms: list[float] = []
+        self._ahead_ms: list[float] | None = None
         """Of each crew, for the deadline and the instant asked for last, until anything is said."""
+        self._ahead_deadline_ms = self._ahead_at_ms = 0.0
 
     # --- who is there, and what waits -----------------------------------------------------------------------------
 
@@ -85,10 +87,10 @@ class Group:
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:
-        self._ends_ms = self._rooms_ms = self._send_ms = self._ahead_at = None
+        self._ends_ms = self._rooms_ms = self._send_ms = self._ahead_ms = None
 
     def _queue_changed(self, *, head: bool) -> None:
-        self._ahead_at = None
+        self._ahead_ms = None
         if head:
             self._waiting = self._head_ms = self._send_ms = None
             self._may_be_empty = True
@@ -127,11 +129,11 @@ class Group:
 
     def wait_ms(self, team: frozenset[str], deadline_ms: float, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry with that deadline."""
-        crews = self._team(team).crews
-        if self._ahead_at != (deadline_ms, now_ms):
-            self._ahead_ms = self._ahead(deadline_ms, now_ms)
-            self._ahead_at = deadline_ms, now_ms
+        crews = (self._teams.get(team) or self._team(team)).crews
         ahead_ms = self._ahead_ms
+        if ahead_ms is None or deadline_ms != self._ahead_deadline_ms or now_ms != self._ahead_at_ms:
+            ahead_ms = self._ahead_ms = self._ahead(deadline_ms, now_ms)
+            self._ahead_deadline_ms, self._ahead_at_ms = deadline_ms, now_ms
         return ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews])
 
     def _ahead(self, deadline_ms: float, now_ms: float) -> list[float]:

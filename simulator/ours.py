@@ -247,10 +247,7 @@ class _Broker:
         now_ms = world.now_ms
         touched: dict[str, _Worker] = {}
         while True:
-            instructions = core.poll(now_ms)
-            if not instructions and not touched:
-                break
-            for instruction in instructions:
+            for instruction in core.poll(now_ms):
                 match instruction:
                     case Send(worker=link, batch=batch):
                         worker = touched[link.name] = ours.workers[link.name]
@@ -270,6 +267,8 @@ class _Broker:
                         core.buried(entry)
                     case CancelSent():
                         raise AssertionError("nobody cancels")
+            if not touched:
+                break
             kicked, touched = list(touched.values()), {}
             for worker in kicked:
                 worker.kick()

@@ -136,6 +136,9 @@ class DeviceQueue:
         self._running: _Piece | None = None
         self._run_started_ms = 0.0
         self._ready: frozenset[str] = frozenset()
+        self._regrant = True
+        """Something has changed that windows follow from."""
+        self._granted_ms = 0.0
         self._out: list[Instruction] = []
         self._order = 0
         self._device_up = False
@@ -147,10 +150,12 @@ class DeviceQueue:
 
     def link_up(self, link: int) -> None:
         """A broker is there; it gets credit at the next poll."""
+        self._regrant = True
         self._links[link] = _Link()
 
     def link_lost(self, link: int) -> None:
         """Its broker is gone or has everything again: drop what waits. What runs is finished, its replies are true."""
+        self._regrant = True
         self._links.pop(link, None)
         self._pieces = [piece for piece in self._pieces if piece.held.link != link]
         self._held = {key: held for key, held in self._held.items() if key[0] != link}
@@ -159,6 +164,7 @@ class DeviceQueue:
         """How urgent a broker's queue is."""
         if link in self._links:
             self._links[link].demand = demand
+            self._regrant = True
 
     def push(self, link: int, batch: Batch) -> None:
         """A batch arrived. It is returned at once when it cannot run here: not loaded, draining, or not a batch."""
@@ -205,10 +211,11 @@ class DeviceQueue:
     def pause(self, paused: bool) -> None:
         """While replies cannot be written, nothing new starts and nobody has credit."""
         self._paused = paused
+        self._regrant = True
 
     def drain(self) -> None:
         """Return all that waits and whatever still arrives."""
-        self._draining = True
+        self._draining = self._regrant = True
         pieces, self._pieces = self._pieces, []
         for piece in pieces:
             self._give_back(piece.held, piece.indices, "draining")
@@ -304,6 +311,7 @@ class DeviceQueue:
 
     def _enqueue(self, held: _Held, indices: tuple[int, ...], quarantined: bool = False) -> None:
         self._order += 1
+        self._regrant = True
         self._pieces.append(_Piece(held, indices, _deadline_ms(held.batch, indices), self._order, quarantined))
 
     def _expire(self, now_ms: float) -> None:
@@ -322,6 +330,7 @@ class DeviceQueue:
             piece.deadline_ms = _deadline_ms(held.batch, piece.indices)
         else:
             self._pieces.remove(piece)
+            self._regrant = True
         items = tuple(held.batch.items[i] for i in gone)
         self._out.append(Answer(held.link, held.batch, items, status, message))
 
@@ -344,6 +353,7 @@ class DeviceQueue:
         piece, self._running = self._running, None
         assert piece is not None, "nothing was running"
         piece.held.execute_ms += execute_ms
+        self._regrant = True
         return piece
 
     def _ended_badly(self, piece: _Piece, *, crashed: bool) -> None:
@@ -387,11 +397,15 @@ class DeviceQueue:
         frame = Outcome(held.batch.batch, final, held.execute_ms, held.rows_run, items, rest_ok, predictions)
         held.execute_ms, held.rows_run = 0.0, 0
         self._out.append(Tell(held.link, frame))
+        self._regrant = True
         if final:
             del self._held[held.link, held.batch.batch]
 
     def _grant(self, now_ms: float) -> None:
         """Announce windows that changed noticeably. What is being published counts only for who waits for credit."""
+        if not self._regrant and (now_ms == self._granted_ms or len(self._links) == 1):
+            return  # only what several brokers ask for changes with time
+        self._regrant, self._granted_ms = False, now_ms
         cap_ms = 0.0 if self._paused or self._draining else self._cap.cap_ms
         demands = {number: link.demand for number, link in self._links.items()}
         publishing_ms = self._publishing_ms()
