@@ -423,8 +423,7 @@ class Core:
 
     def _wait_ms(self, of: Class, entry: Entry, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry."""
-        deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        return self.groups[of.group].wait_ms(of.team, deadline_ms, now_ms)
+        return self.groups[of.group].wait_ms(of.team, entry.latency_deadline_ms, now_ms)
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)

@@ -49,7 +49,8 @@ class Group:
         self._may_be_empty = False
         self._ahead_ms: list[float] | None = None
         """Of each crew, for the deadline and the instant asked for last, until anything is said."""
-        self._ahead_deadline_ms = self._ahead_at_ms = 0.0
+        self._ahead_deadline_ms: float | None = None
+        self._ahead_at_ms = 0.0
 
     # --- who is there, and what waits -----------------------------------------------------------------------------
 
@@ -127,12 +128,12 @@ class Group:
         """Predicted work that waits."""
         return sum([queue.candidate.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
 
-    def wait_ms(self, team: frozenset[str], deadline_ms: float, now_ms: float) -> float:
+    def wait_ms(self, team: frozenset[str], deadline_ms: float | None, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry with that deadline."""
         crews = (self._teams.get(team) or self._team(team)).crews
         ahead_ms = self._ahead_ms
         if ahead_ms is None or deadline_ms != self._ahead_deadline_ms or now_ms != self._ahead_at_ms:
-            ahead_ms = self._ahead_ms = self._ahead(deadline_ms, now_ms)
+            ahead_ms = self._ahead_ms = self._ahead(NEVER if deadline_ms is None else deadline_ms, now_ms)
             self._ahead_deadline_ms, self._ahead_at_ms = deadline_ms, now_ms
         return ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews])
 

@@ -381,3 +381,46 @@ def test_a_shadow_takes_no_credit() -> None:
         queue.push(1, replace(batch(1, [item(1)], cost_ms=500.0), shadow=shadowed))
         windows += [i.frame.window_ms for i in queue.poll(1) if isinstance(i, Tell) and isinstance(i.frame, Credit)]
     assert len(windows) == 1, "a large batch raises the cap, a shadow's does not"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_where_credit_was_not_divided_anew_that_would_have_told_nobody_anything(seed: int) -> None:
+    """Random events at one broker's queue, or several's; after each poll the credit is divided anew after all."""
+    dice = random.Random(seed)
+    links = list(range(1, dice.choice((2, 3))))
+    queue = make_queue(*links)
+    unsettled: list[Run | Answer] = []
+    run: Run | None = None
+    now_ms = 0.0
+    for number in range(80):
+        now_ms += dice.choice((0.0, 0.0, 1.0, 20.0))
+        link, action = dice.choice(links), dice.randrange(9)
+        if action <= 1:
+            items = [item(3 * number + n, dice.choice((None, now_ms + 30))) for n in range(dice.randint(1, 3))]
+            queue.push(link, batch(number, items, cost_ms=dice.choice((2.0, 10.0, 50.0))))
+        elif action == 2:
+            queue.demand(link, Demand(dice.choice((0.0, 5.0, 50.0)), dice.choice((None, now_ms + 20))))
+        elif action <= 4 and run is not None:
+            done, run = run, None
+            if dice.random() < 0.3:
+                queue.failed(1.0)
+            else:
+                queue.ran(1.0)
+                unsettled.append(done)
+        elif action == 5 and unsettled:
+            settle(queue, unsettled.pop(dice.randrange(len(unsettled))), now_ms)
+        elif action == 6:
+            queue.pause(dice.random() < 0.3)
+        elif action == 7:
+            queue.ready([VARIANT] if dice.random() < 0.7 else [])
+        elif action == 8 and dice.random() < 0.5:
+            dice.choice((queue.link_lost, queue.link_up))(link)
+        elif action == 8 and dice.random() < 0.05:
+            queue.drain()
+        out = queue.poll(now_ms)
+        run = next(iter(runs(out)), run)
+        unsettled += answers(out)
+        queue._regrant = True
+        assert queue.poll(now_ms) == []
+        queue._regrant = False
