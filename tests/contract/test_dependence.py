@@ -32,6 +32,7 @@ PURE = frozenset(
         "broker.devices",
         "broker.explain",
         "broker.gathering",
+        "broker.groups",
         "broker.intake",
         "broker.ledger",
         "broker.offsets",
