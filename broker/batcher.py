@@ -21,6 +21,8 @@ from modelless.tensors import Tensor
 
 Signature = tuple[tuple[int, ...], ...]
 NEVER = float("inf")
+RUN_SHARE = 0.5
+"""Of a query's slack, or of the shortest latency asked of a group lately: no batch takes more, if it can be smaller."""
 TIGHTNESS_PERIOD_MS = 5000.0
 _sequence = count()
 

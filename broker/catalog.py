@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from broker.prices import PriceRange, widest
 from broker.profiles import LatencyTable
 from broker.ranking import SIZES, Ranking, between
 from broker.usual import QUIET_MS, Usual, UsualOfGroup
@@ -318,6 +319,14 @@ class Catalog:
 
     def candidates(self) -> list[Candidate]:
         return list(self._candidates.values())
+
+    def price_ranges(self) -> dict[str, PriceRange]:
+        """By group, what its device time may be worth to any task."""
+        ranges: dict[str, list[PriceRange]] = defaultdict(list)
+        for target in self._tasks.values():
+            for group in {each.group for each in target.ranking.classes}:
+                ranges[group].append(target.ranking.price_range(group))
+        return {group: widest(own) for group, own in ranges.items()}
 
     def tasks(self) -> list[str]:
         return sorted(self._tasks)

@@ -32,6 +32,7 @@ from broker.gathering import gathered, spoils_batch
 from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
+from broker.prices import Prices
 from broker.ranking import Class
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
@@ -109,7 +110,8 @@ class Core:
         self.statistics = Statistics()
         self.conditions = Conditions()
         self.counts = Counts()
-        self._selector = Selector(accuracy_slack)
+        self._prices = Prices()
+        self._selector = Selector(accuracy_slack, self._prices)
         self._attempts_max = attempts_max
         self._parked: list[tuple[float, int, Entry]] = []
         self._parks = True
@@ -293,6 +295,7 @@ class Core:
         if now_ms >= self._rank_ms:
             self._rank_ms = now_ms + RANK_INTERVAL_MS
             self.catalog.rank_observed(now_ms)
+            self._prices.ranges = self.catalog.price_ranges()
         self._polled_ms = now_ms
         self._expire(now_ms)
         while refused := self._dispatch_all(now_ms):
@@ -517,9 +520,11 @@ class Core:
             worker = able[0] if len(able) == 1 else min(able, key=lambda w: w.outstanding_ms(now_ms))
             start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
             if len(queues) > 1 and not self.catalog.labels:
-                queue = gathered(queue, queues, worker, len(group.workers), start_ms, block_ms, self.catalog)
+                queue = gathered(queue, queues, worker, start_ms, block_ms, self.catalog, self._prices)
             rows = batch_rows(queue, start_ms, block_ms)
-            spoils = rows > 0 and spoils_batch(queue, rows, sum([each.rows for each in queues]), block_ms)
+            of, waiting = queue.candidate, sum([each.rows for each in queues])
+            price = self._prices.of(of.group, of.team)
+            spoils = rows > 0 and spoils_batch(queue, rows, waiting, block_ms, price)
             if rows and not spoils:
                 self._send(worker, queue.candidate, queue.take(rows), now_ms)
                 if not worker.has_room(now_ms):
@@ -596,7 +601,7 @@ class Core:
             if entry is not None and entry.state is State.SENT:
                 self._settle(entry, item, now_ms)
         if frame.final:
-            worker.settle(frame.batch, now_ms)
+            worker.settle(frame.batch, frame.execute_ms, now_ms)
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
                 return

@@ -27,6 +27,7 @@ class Sent:
     cost_ms: float
     rows: int
     worker: Worker
+    sent_ms: float = 0.0
     margin_ms: float = 0.0
     """By so much it may well take longer."""
     predicts: bool = False
@@ -54,6 +55,10 @@ class Worker:
     """By number, in the order in which they were sent."""
     ends_ms: float = 0.0
     """When the device is predicted to have run all of it: one batch after another, without a pause."""
+    ran_ms: float = 0.0
+    """When the device had run all that is settled, by our reckoning."""
+    lag_ms: float = 0.0
+    """From then to its outcome's arrival, when its device had nothing else to do before."""
     room_ms: float = -NEVER
     """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
     on_change: Callable[[], None] = lambda: None
@@ -61,6 +66,7 @@ class Worker:
 
     def give(self, sent: Sent, now_ms: float) -> None:
         """A batch goes to this worker."""
+        sent.sent_ms = now_ms
         self.sent[sent.batch] = sent
         self.occupy(sent.cost_ms, now_ms)
 
@@ -73,10 +79,19 @@ class Worker:
         self.window_ms = window_ms
         self._changed()
 
-    def settle(self, batch: int, now_ms: float) -> Sent:
-        """A batch is settled; what is left cannot take longer than its predicted cost from now."""
+    def settle(self, batch: int, execute_ms: float, now_ms: float) -> Sent:
+        """A batch is settled that took so long; what is left follows it on the device.
+
+        That ended somewhat earlier: the replies were written meanwhile. By how much is seen where the device was idle
+        before. Otherwise the error of each prediction would add to the next one's while it is never idle.
+        """
         sent = self.sent.pop(batch)
-        self.ends_ms = min(self.ends_ms, now_ms + self.unsettled_ms)
+        was_idle = sent.sent_ms >= self.ran_ms
+        self.ran_ms = max(self.ran_ms, sent.sent_ms) + execute_ms
+        if was_idle:
+            self.lag_ms = max(now_ms - self.ran_ms, 0.0)
+        self.ran_ms = min(max(self.ran_ms, now_ms - self.lag_ms), now_ms)
+        self.ends_ms = self.ran_ms + self.unsettled_ms
         self._changed()
         return sent
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from broker.catalog import Candidate, Catalog, Target
 from broker.ledger import Address, Entry, Source
+from broker.prices import Prices
 from broker.ranking import Class
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector, Wait
@@ -264,17 +265,22 @@ def asked(query: Query, rows: int, latency_ms_default: float) -> Entry:
 
 
 def explain_asked(
-    entry: Entry, target: Target, backlog_ms: Mapping[str, float], accuracy_slack: float, routes: Sequence[Route] = ()
+    entry: Entry,
+    target: Target,
+    catalog: Catalog,
+    backlog_ms: Mapping[str, float],
+    accuracy_slack: float,
+    routes: Sequence[Route] = (),
 ) -> tuple[Choice, Explanation]:
     """Choose for such an entry as a broker would, with so much work (ms) before it; the target has candidates.
 
-    ``routes``: the plan's; what followed them until now only the brokers know.
+    ``routes``: the plan's; what followed them until now, and what prices have learned, only the brokers know.
     """
 
     def wait(of: Class, entry: Entry, now_ms: float) -> float:
         return backlog_ms.get(of.group, 0.0) / len(of.team)
 
-    selector = Selector(accuracy_slack)
+    selector = Selector(accuracy_slack, Prices(catalog.price_ranges()))
     by_key = {candidate.key: candidate for candidate in target.ranking.candidates}
     choice = selector.choose(entry, target, 0.0, wait, routes=Routes(routes), find=by_key.get)
     return choice, explain(entry, target, choice, selector.accuracy_floor(entry, target), 0.0, wait)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.batcher import NEVER, VariantQueue
+from broker.batcher import NEVER, RUN_SHARE, VariantQueue
 from broker.catalog import Candidate, Catalog, match_inputs
 from broker.devices import Worker
 from broker.ledger import Entry
-from broker.prices import RUN_SHARE, Pricing
+from broker.prices import Prices
 
 JOIN_COST_MAX = 1.1
 """Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
@@ -26,17 +26,17 @@ def gathered(
     urgent: VariantQueue,
     queues: Sequence[VariantQueue],
     worker: Worker,
-    workers: int,
     start_ms: float,
     block_ms: float,
     catalog: Catalog,
+    prices: Prices,
 ) -> VariantQueue:
     """Of the queues of one task, that whose variant is the best for a batch of whoever may join it; they join.
 
     Args:
         urgent: the one that would be next; its head is in the batch whatever the variant.
         queues: all of the group that somebody waits in.
-        worker: who is to run the batch, from ``start_ms`` on; its group has so many ``workers``.
+        worker: who is to run the batch, from ``start_ms`` on.
         block_ms: no batch should take longer.
     """
     head = urgent.head
@@ -53,11 +53,7 @@ def gathered(
     ]
     if len(siblings) < 2:
         return urgent
-    target = catalog.resolve(head.query)
-    assert target is not None
     slack_ms = deadline_ms - start_ms
-    backlog_ms = sum([queue.ahead_ms(NEVER, block_ms) for queue in queues]) / workers
-    pricing = Pricing(target.ranking.price_range(worker.group), backlog_ms, slack_ms)
     waiting = sorted([item for queue in siblings for item in queue.first(GATHERED_MAX)])[:GATHERED_MAX]
     best, most, joining = urgent, -NEVER, []
     for queue in siblings:
@@ -69,7 +65,7 @@ def gathered(
         able = [entry for _, _, entry in waiting if _may_join(entry, candidate)]
         rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
         lat_ms = candidate.table.p50_ms(rows)
-        left = rows * candidate.accuracy_low - pricing.price(lat_ms) * lat_ms
+        left = rows * candidate.accuracy_low - prices.of(candidate.group, candidate.team) * lat_ms
         if left > most:
             best, most, joining = queue, left, able
     rows_max = best.candidate.table.rows_within(slack_ms, head.rows, block_ms)
@@ -100,18 +96,23 @@ def _is_current(candidate: Candidate, catalog: Catalog) -> bool:
     return served is not None and served.key == candidate.model.key
 
 
-def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float) -> bool:
-    """Whether the head has so little time left that its batch would be small, while several full ones wait.
+def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float, price: float) -> bool:
+    """Whether the head has so little time left that its batch would be small, and that costs more than it is worth.
 
-    To serve it would cost the others more time than it is worth: it goes elsewhere, if anywhere (early drop, as in
-    Nexus, SOSP 2019, section 6.3). Without that, a device that once fell behind runs batches of one for ever.
+    Behind it in the same batch run ``rows`` less its own, which could run in a full one instead; what the batch takes
+    longer than that is the head's own device time, at the ``price`` of a millisecond. It goes elsewhere, if anywhere
+    (early drop, as in Nexus, SOSP 2019, section 6.3, by price). Without that, a device that once fell behind runs
+    batches of one for ever.
     """
-    if queue.head.deadline_ms is None:
+    head, of = queue.head, queue.candidate
+    if head.deadline_ms is None or waiting <= rows:
         return False
-    head = queue.head
     latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
-    full = queue.candidate.table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
-    return rows < min(full, queue.rows) or (waiting >= full and 2 * rows < full)
+    full = of.table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
+    if rows >= full:
+        return False
+    head_ms = of.table.p50_ms(rows) - (rows - head.rows) * of.table.p50_ms(full) / full
+    return of.accuracy_low * head.rows < price * head_ms
 
 
 def _may_join(entry: Entry, candidate: Candidate) -> bool:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from broker.batcher import NEVER, Signature, Tightness, VariantQueue
+from broker.batcher import NEVER, RUN_SHARE, Signature, Tightness, VariantQueue
 from broker.catalog import Candidate
 from broker.devices import Worker
-from broker.prices import RUN_SHARE
 
 
 class _Team(NamedTuple):

@@ -87,7 +87,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    utilisation_max: float = 0.9
+    utilisation_max: float = 0.8
     """Share of a worker's time that may be planned; the rest is for bursts."""
     runs_per_latency: float = 2.0
     """So many runs of a batch must fit into the latency, the last one at its p99. 2 (Nexus section 6.1, Proteus

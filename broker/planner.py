@@ -1,9 +1,11 @@
 """The plan: what is loaded on which worker, and who measures what. The planner's pure part.
 
 **Loading.** Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth`
-says what that is), in five rounds: what is in use stays where it is; what is used or wanted goes everywhere; what is
-worth anything goes somewhere; then everywhere; and what is loaded for no reason stays while there is room for it. So
-what is in use is never evicted, and what is not goes only when something better needs its memory, or with its version.
+says what that is), in rounds: what serves the demand best, by the placement (:mod:`broker.placement`); the quickest
+that does for each class of demand goes everywhere, so that any worker can help out when it is more than was planned
+for; what is in use stays where it is; what is used or wanted goes everywhere; what is worth anything goes somewhere;
+then everywhere; and what is loaded for no reason stays while there is room for it. So what goes is what something
+better needs the memory of, or whose version goes.
 
 **Measuring.** What a group's workers can make and has no valid profile there is measured by one of them; the variants
 of one model by the same one, whose files it has. While nothing of a model is profiled, what is quickest made goes
@@ -142,7 +144,7 @@ class Planner:
             wants = {f"{variant}@{name}": 0.0 for variant in shadows}
             wants.update({key: rate for key, (rate, _) in self._wants.items()})
             values = valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
-            load = _place(group, values, used, allocated)
+            load = _place(group, values, used, allocated, _quickest(group, default, situation.demand))
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
             for worker in workers:
@@ -213,10 +215,10 @@ class Planner:
                 None if demand.latency_ms == inf else demand.latency_ms,
                 demand.accuracy_min,
                 demand.by_accuracy,
-                demand.degrades,
                 {f"{variant}@{group}": round(share, 4) for (variant, group), share in shares.items()},
             )
             for demand, shares in zip(found.classes, found.shares, strict=True)
+            if not demand.degrades
         )
         return self._allocation
 
@@ -333,7 +335,11 @@ class _Group:
 
 
 def _place(
-    group: _Group, values: Sequence[Valued], used: Set[str], allocated: Mapping[str, Sequence[str]]
+    group: _Group,
+    values: Sequence[Valued],
+    used: Set[str],
+    allocated: Mapping[str, Sequence[str]],
+    quickest: Sequence[str],
 ) -> dict[str, list[str]]:
     """What each worker loads, the most valuable first. See the module for the rounds."""
     load: dict[str, dict[str, Valued]] = {worker.name: {} for worker in group.workers}
@@ -359,6 +365,9 @@ def _place(
         for variant in allocated.get(worker, ()):
             if variant in by_variant:
                 put(worker, by_variant[variant])
+    for variant in quickest:
+        for worker in load:
+            put(worker, by_variant[variant])
     for value in values:
         if value.item.key in used:
             for worker in load:
@@ -385,6 +394,24 @@ def _place(
         ]
         for worker, known in load.items()
     }
+
+
+def _quickest(group: _Group, default: Set[str], demand: Sequence[Demanded]) -> list[str]:
+    """What takes the least device time of all that does for a class of demand, that of the most asked for first."""
+    rates: dict[str, float] = defaultdict(float)
+    for asked in demand:
+        able = [
+            each
+            for each in group.items
+            if each.model.key in default
+            and each.model.task == asked.task
+            and (asked.degrades or each.point.accuracy >= asked.accuracy_min)
+        ]
+        if able:
+            rates[min(able, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant)).variant] += (
+                asked.rows_per_second
+            )
+    return sorted(rates, key=lambda variant: (-rates[variant], variant))
 
 
 def _spread(group: _Group, default: Set[str]) -> dict[str, list[str]]:

@@ -1,105 +1,107 @@
-"""What a group's device time is worth while work waits for it: a price, in accuracy per device-millisecond.
+"""What device time is worth while work waits for it: a price per group, in accuracy per device-millisecond.
 
 A query that may be answered less accurately under load (``on_miss: degrade``) is not given whatever is still in time
-for itself alone: the slowest variant would fill the group's queue up to everybody's deadline, and most of what comes
-next would be late. Each option costs the group's price for the device time of its row, and the one with the most
-accuracy left is taken.
+for itself alone: the slowest variant would fill the queue up to everybody's deadline, and most of what comes next would
+be late. Each option costs the price of the device time of its row, and the one with the most accuracy left is taken.
 
-The price follows the queue: with z the share of a query's slack that the work ahead of it will take,
+All tasks pay the same price for the same devices, whatever their variants are like, so that none takes what another one
+would make more of. It lies between what brings the least and the most there, L and U::
 
-    price(z) = L / e * (U * e / L) ** z
+    price(level) = L / e * (U * e / L) ** level
 
-where L is the least that another accurate variant gains per further millisecond, and U the most that any variant
-gains from nothing. This is the threshold of the online knapsack problem (Zhou, Chakrabarty, Lukose: "Budget constrained
-bidding in keyword auctions and online knapsack problems", WINE 2008; several options for an item: Zhou, Naroditskiy:
-"Algorithm for stochastic multiple-choice knapsack problem and keywords bidding", 2008), and the queue as multiplier is
-drift plus penalty (Neely: "Stochastic network optimization", 2010, chapter 4): under a steady load the queue settles
-where what is chosen is just what the devices can do, whatever the arrivals are like.
+where L is the least that another accurate variant of any task gains per further millisecond, and U the most that any
+gains from nothing. With the share of a query's slack that the work ahead of it takes for the level, this is the
+threshold of the online knapsack problem (Zhou, Chakrabarty, Lukose: "Budget constrained bidding in keyword auctions and
+online knapsack problems", WINE 2008). Then the queue would have to be long for the price to be high. So most of the
+level is learned: it rises while queries have to wait for more than a target share of their slack, and falls while they
+wait for less, which is dual ascent on the devices' capacity; what the queue says now comes on top (as in Huang, Neely:
+"Delay reduction via Lagrange multipliers in stochastic network optimization", 2011, where the learned part stands for a
+queue that nobody has to wait in).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from math import e, exp, log
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from broker.catalog import Candidate
-
-Z_MAX = 10.0
+TARGET = 0.2
+"""Of their slack that queries should wait for devices in demand."""
+LEARN_MS = 2000.0
+"""The level rises by 1 in so long if queries have to wait for all of their slack and more."""
+LEVEL_MAX = 10.0
 """Of more nobody has to know how much; it only has to be a number."""
-
-RUN_SHARE = 0.5
-"""Of a query's slack, or of the shortest latency asked of a group lately: no batch takes more, if it can be smaller."""
-TINY = 1e-9
-LEVEL_MS = 1000.0
-"""Time constant of the mean."""
-DEVIATION = 0.3
+TEAMS_MAX = 1024
+"""Whose levels are remembered."""
 
 
 class PriceRange(NamedTuple):
-    """Of one target on one group."""
+    """Of one group."""
 
     least: float
-    """Price of an idle device: L / e."""
+    """Price of idle devices: L / e."""
     log_ratio: float
     """ln(U e / L)."""
 
-    def at(self, z: float) -> float:
-        """``z``: the share of the slack that is taken by what comes before, 0 and up."""
-        return self.least * exp(self.log_ratio * z)
+    def at(self, level: float) -> float:
+        return self.least * exp(self.log_ratio * min(level, LEVEL_MAX))
 
 
 FREE = PriceRange(0.0, 0.0)
 
 
 class Level:
-    """The share of their slack that queries have had to wait for a team of late, in the mean over time.
+    """Of one team of workers."""
 
-    Were the price to follow each moment, queries would be spread over many variants, in small batches. So it follows
-    the mean, and a deviation from it by :data:`DEVIATION` only, or by more where the wait takes more of the slack.
-    """
+    __slots__ = ("learned", "now", "seen_ms")
 
-    def __init__(self) -> None:
-        self.mean, self.at_ms = 0.0, 0.0
+    def __init__(self, seen_ms: float) -> None:
+        self.learned, self.now, self.seen_ms = 0.0, 0.0, seen_ms
 
-    def at(self, share: float, now_ms: float) -> float:
-        """What the price is to go by when it is ``share`` now."""
-        passed_ms = max(now_ms - self.at_ms, 0.0)  # a clock may be set back
-        self.mean += (1 - exp(-passed_ms / LEVEL_MS)) * (min(share, 1.0) - self.mean)
-        self.at_ms = now_ms
-        return self.mean + (share - self.mean) * min(1.0, max(DEVIATION, share))
-
-
-class Pricing(NamedTuple):
-    """What a query pays for device time in one class of candidates."""
-
-    of: PriceRange
-    wait_ms: float
-    slack_ms: float
-
-    def price(self, run_ms: float) -> float:
-        """Of a batch that takes so long."""
-        return self.of.at(min(self.wait_ms / max(self.slack_ms - run_ms, TINY), Z_MAX))
-
-    def left(self, candidate: Candidate, lat_ms: float) -> float:
-        """Accuracy less the price of the device time of a row.
-
-        What may be waited is the slack but for the batch that it joins; ``lat_ms`` is for the query alone.
-        Only what the price is above that of an idle device counts: where nothing waits, nobody gives up accuracy.
-        """
-        price = self.price(run_ms(candidate, lat_ms, self.slack_ms))
-        return candidate.accuracy_low - (price - self.of.least) * candidate.row_ms
+    def see(self, share: float, now_ms: float) -> None:
+        """A query would have to wait for so much of its slack."""
+        passed_ms = min(max(now_ms - self.seen_ms, 0.0), LEARN_MS)  # a clock may be set back
+        self.seen_ms = now_ms
+        learned = self.learned + (min(share, 1.0) - TARGET) * passed_ms / LEARN_MS
+        self.learned = min(max(learned, 0.0), 1.0)
+        self.now = self.learned + share
 
 
-def run_ms(candidate: Candidate, lat_ms: float, slack_ms: float) -> float:
-    """Of the batch that a query joins; ``lat_ms`` is the candidate's for the query alone."""
-    return max(lat_ms, min(candidate.batch_ms, RUN_SHARE * slack_ms))
+class Prices:
+    """Of all teams: workers of a group that have the same loaded."""
+
+    def __init__(self, ranges: Mapping[str, PriceRange] | None = None) -> None:
+        self.ranges = ranges or {}
+        """By group."""
+        self._levels: dict[tuple[str, frozenset[str]], Level] = {}
+
+    def see(self, group: str, team: frozenset[str], share: float, now_ms: float) -> float:
+        """The price for a query that would have to wait for this team for so much of its slack."""
+        level = self._levels.get((group, team))
+        if level is None:
+            if not share:
+                return 0.0
+            if len(self._levels) >= TEAMS_MAX:
+                levels = self._levels
+                del levels[min(levels, key=lambda each: levels[each].seen_ms)]
+            level = self._levels[group, team] = Level(now_ms)
+        level.see(share, now_ms)
+        return self._at(group, level)
+
+    def of(self, group: str, team: frozenset[str]) -> float:
+        """As it was for the last query."""
+        level = self._levels.get((group, team))
+        return self._at(group, level) if level is not None else 0.0
+
+    def _at(self, group: str, level: Level) -> float:
+        """What is above the price of idle devices: where nothing waits, nobody gives up accuracy."""
+        of = self.ranges.get(group, FREE)
+        return of.at(level.now) - of.least if level.now else 0.0
 
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:
-    """From (accuracy, device ms of a row) of what is loaded."""
+    """From (accuracy, device ms of a row) of what one task has loaded on a group."""
     hull: list[tuple[float, float]] = [(0.0, 0.0)]
     """(ms, accuracy), the upper convex hull from doing nothing."""
     for accuracy, row_ms in sorted(options, key=lambda option: (option[1], -option[0])):
@@ -112,6 +114,15 @@ def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:
         return FREE
     slopes = [_slope(low, high) for low, high in pairwise(hull)]
     return PriceRange(slopes[-1] / e, log(slopes[0] * e / slopes[-1]))
+
+
+def widest(ranges: Iterable[PriceRange]) -> PriceRange:
+    """From the least to the most of all tasks."""
+    known = [each for each in ranges if each.least]
+    if not known:
+        return FREE
+    least = min([each.least for each in known])
+    return PriceRange(least, max([log(each.least / least) + each.log_ratio for each in known]))
 
 
 def _slope(low: tuple[float, float], high: tuple[float, float]) -> float:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.prices import PriceRange, Pricing, price_range
+from broker.prices import PriceRange, price_range
 from broker.view import (
     ANY,
     EVERYTHING,
@@ -326,14 +326,14 @@ class Ranking:
         self,
         rows: int,
         bounds: Sequence[Bound],
-        prices: Mapping[int, Pricing],
+        prices: Mapping[int, float],
         cost_max: float,
         without: tuple[object, ...] = (),
     ) -> Candidate | None:
         """The most accuracy left after the price of a row's device time, of what is in time and affordable.
 
         Args:
-            prices: by class.
+            prices: of a device-millisecond, by class.
             without: candidates that do not count.
         """
         if self._changed:
@@ -345,9 +345,7 @@ class Ranking:
             return worthiest(view.priced(bounds, prices, cost_max))
         slots, lat_ms, _ = self._within(rows, bounds, -NEVER, cost_max, without)
         order = np.lexsort(keys_of("accuracy", self._losses[:, slots], lat_ms)[::-1])
-        return worthiest(
-            (self._candidates[slots[at]], float(lat_ms[at]), prices[int(self._class_of[slots[at]])]) for at in order
-        )
+        return worthiest((self._candidates[slots[at]], prices[int(self._class_of[slots[at]])]) for at in order)
 
     def _too_early(self, prefer: Prefer, rows: int) -> bool:
         """Whether to make a view of so many later, when it is asked for more often, lest each change costs one."""

@@ -46,9 +46,9 @@ class Routes:
     """Of the plan that was read last."""
 
     def __init__(self, routes: Sequence[Route] = ()) -> None:
-        self._by_kind: dict[tuple[str, bool, bool], list[tuple[Route, Shares]]] = {}
+        self._by_kind: dict[tuple[str, bool], list[tuple[Route, Shares]]] = {}
         for route in routes:
-            kind = (route.task, route.by_accuracy, route.degrades)
+            kind = (route.task, route.by_accuracy)
             self._by_kind.setdefault(kind, []).append((route, Shares(route.shares)))
         self._known: dict[tuple[object, ...], Shares | None] = {}
 
@@ -65,13 +65,12 @@ class Routes:
         return self._known[key]
 
     def _find(self, query: Query, latency_ms: float, floor: float) -> Shares | None:
-        degrades = query.on_miss == "degrade"
-        if query.prefer == "latency" or (degrades and query.prefer != "accuracy"):
-            return None  # the plan's aim is another one
+        if query.prefer == "latency":
+            return None
         found = [
             (route, shares)
-            for route, shares in self._by_kind.get((query.task or "", query.prefer == "accuracy", degrades), ())
-            if _asked_ms(route) <= latency_ms and (degrades or route.accuracy_min >= floor)
+            for route, shares in self._by_kind.get((query.task or "", query.prefer == "accuracy"), ())
+            if _asked_ms(route) <= latency_ms and route.accuracy_min >= floor
         ]
         if not found:
             return None

@@ -5,9 +5,10 @@ query's own rows, cost at the batches of late. *Would it be met now?* adds the p
 queued ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is
 the contract's table of ``on_miss``; ``cost_max`` is never given up.
 
-Two things come before ``prefer``, for queries with a deadline that name a task. Where the plan has a route for their
-class (:mod:`broker.routes`), it says which of what is in time is next. And a query that degrades pays for device time
-(:mod:`broker.prices`): it goes below its floor where work waits, and what is left of the accuracy there is more.
+Two things come before ``prefer``, for queries with a deadline. A query that degrades pays for device time
+(:mod:`broker.prices`): it goes below its floor where work waits, and what is left of the accuracy there is more. For
+one that does not and names a task, the plan's route for its class (:mod:`broker.routes`), if there is one, says which
+of what is in time is next.
 
 What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
 else could answer, the choice names it as *wanted*, which the brokers tell the leader.
@@ -19,9 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from broker.batcher import RUN_SHARE
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import Level, Pricing, run_ms
+from broker.prices import Prices
 from broker.ranking import Class, Ranking
 from broker.routes import Routes, Shares
 from broker.view import ANY, NEVER, UNLOADED, Bound
@@ -29,10 +31,6 @@ from modelless.messages import Prefer
 
 Wait = Callable[[Class, Entry, float], float]
 """Predicted ms until the first of a class's workers could start an entry, at an instant (ms)."""
-
-
-LEVELS_MAX = 1024
-"""Teams whose waits are remembered."""
 
 
 class Chosen(NamedTuple):
@@ -62,11 +60,10 @@ Choice = Chosen | Refused | Parked
 
 
 class Selector:
-    """Remembers how long teams were waited for of late, and nothing of queries."""
+    """Remembers nothing of queries; what they would have to wait it tells the prices."""
 
-    def __init__(self, accuracy_slack: float) -> None:
-        self._accuracy_slack = accuracy_slack
-        self._levels: dict[tuple[str, frozenset[str]], Level] = {}
+    def __init__(self, accuracy_slack: float, prices: Prices) -> None:
+        self._accuracy_slack, self._prices = accuracy_slack, prices
 
     def choose(
         self,
@@ -98,7 +95,7 @@ class Selector:
         if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
         shares = None
-        if routes is not None and query.task is not None and query.on_miss != "late" and 0 < slack_ms < NEVER:
+        if routes is not None and query.task is not None and query.on_miss == "reject" and 0 < slack_ms < NEVER:
             shares = routes.of(query, entry.latency_deadline_ms - arrival_ms, floor)  # type: ignore[operator]
         choice: Choice | None = None
         if shares is not None:
@@ -125,18 +122,17 @@ class Selector:
 
         Nothing is wanted besides: the plan was made in the knowledge of what is not loaded.
         """
-        least = floor if entry.query.on_miss != "degrade" else -NEVER
         for key in shares.order():
             candidate = find(key)
             if candidate is None or not candidate.team or candidate not in ranking or candidate in entry.refused_by:
                 continue
-            if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < least:
+            if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < floor:
                 continue
-            team = Class(ANY, candidate.group, candidate.team)
-            wait_ms = wait(team, entry, now_ms)
-            self._level(team).at(wait_ms / slack_ms, now_ms)
-            if wait_ms + run_ms(candidate, candidate.lat_ms(entry.rows), slack_ms) <= slack_ms:
-                return Chosen(candidate, ("accuracy",) if candidate.accuracy_low < floor else (), None, "route")
+            wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms)
+            self._prices.see(candidate.group, candidate.team, wait_ms / slack_ms, now_ms)
+            run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
+            if wait_ms + run_ms <= slack_ms:
+                return Chosen(candidate, (), None, "route")
         return None
 
     def _preferred(
@@ -153,21 +149,20 @@ class Selector:
     ) -> Choice:
         """By what the query prefers, and what device time is worth; without a plan's route."""
         query = entry.query
-        degrades = query.on_miss == "degrade" and 0 < slack_ms < NEVER
+        is_urgent = 0 < slack_ms < NEVER
         bounds: list[Bound] = []
-        prices: dict[int, Pricing] = {}
+        prices: dict[int, float] = {}
         for each in ranking.classes:
             wait_ms = wait(each, entry, now_ms)
             bounds.append((each.id, wait_ms, slack_ms - wait_ms))
-            if degrades:
-                share = self._level(each).at(wait_ms / slack_ms, now_ms)
-                prices[each.id] = Pricing(ranking.price_range(each.group), share * slack_ms, slack_ms)
+            if is_urgent:
+                prices[each.id] = self._prices.see(each.group, each.team, wait_ms / slack_ms, now_ms)
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
         asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
         wanting = wanting and ranking.unloaded > 0
         choice: Choice | None = None
-        if prices and (found is None or query.prefer == "accuracy"):  # otherwise the floor is kept while there is time
-            choice = asked.priced(prices, found, wanting=wanting)
+        if is_urgent and query.on_miss == "degrade" and (found is None or query.prefer == "accuracy"):
+            choice = asked.priced(prices, found, wanting=wanting)  # otherwise the floor is kept while there is time
         if choice is None and found is not None:
             choice = Chosen(found, (), asked.wanted(query.prefer, found, floor, asked.latency_ms) if wanting else None)
         if choice is None:
@@ -175,16 +170,6 @@ class Selector:
             if isinstance(choice, Chosen) and not wanting:
                 choice = choice._replace(wanted=None)
         return choice
-
-    def _level(self, of: Class) -> Level:
-        key = of.group, of.team
-        level = self._levels.get(key)
-        if level is None:
-            if len(self._levels) >= LEVELS_MAX:
-                levels = self._levels
-                del levels[min(levels, key=lambda each: levels[each].at_ms)]
-            level = self._levels[key] = Level()
-        return level
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
         """What was asked for, or the best of what was named minus the slack."""
@@ -228,20 +213,22 @@ class Asked:
         rows = self._entry.rows
         return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
 
-    def priced(self, prices: Mapping[int, Pricing], found: Candidate | None, *, wanting: bool) -> Chosen | None:
-        """What has the most accuracy left after the price of its time, if it is below the floor."""
+    def priced(self, prices: Mapping[int, float], found: Candidate | None, *, wanting: bool) -> Chosen | None:
+        """What has the most accuracy left after the price of its time."""
         entry, ranking = self._entry, self._ranking
         worthiest = ranking.worthiest(entry.rows, self._bounds, prices, self._cost_max, entry.refused_by)
-        if worthiest is None or worthiest.accuracy_low >= self._floor:
+        if worthiest is None:
             return None
         best = found or self._best("accuracy", self._bounds, -NEVER)
         assert best is not None
+        is_below = worthiest.accuracy_low < self._floor
         wanted = None
         if wanting:
-            wanted = self.wanted(entry.query.prefer, None, self._floor, self.latency_ms)
-            wanted = wanted or self.wanted("accuracy", worthiest, -NEVER, self.latency_ms)
+            wanted = self.wanted(entry.query.prefer, None if is_below else worthiest, self._floor, self.latency_ms)
+            if is_below and wanted is None:
+                wanted = self.wanted("accuracy", worthiest, -NEVER, self.latency_ms)
         by: Literal["prefer", "price"] = "price" if best.accuracy_low > worthiest.accuracy_low else "prefer"
-        return Chosen(worthiest, ("accuracy",), wanted, by)
+        return Chosen(worthiest, ("accuracy",) if is_below else (), wanted, by)
 
     def missed(self, wanted: Candidate | None) -> Choice:
         """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.prices import Pricing
 from modelless.messages import Prefer
 
 if TYPE_CHECKING:
@@ -77,13 +76,13 @@ def keys_of(prefer: Prefer, losses: Floats, lat_ms: Floats) -> tuple[Floats, Flo
     return (cost, accuracy, lat_ms) if prefer == "cost" else (accuracy, cost, lat_ms)
 
 
-def worthiest(priced: Iterable[tuple[Candidate, float, Pricing]]) -> Candidate | None:
+def worthiest(priced: Iterable[tuple[Candidate, float]]) -> Candidate | None:
     """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy."""
     best, most = None, -NEVER
-    for candidate, lat_ms, pricing in priced:
+    for candidate, price in priced:
         if candidate.accuracy_low <= most:
             break
-        left = pricing.left(candidate, lat_ms)
+        left = candidate.accuracy_low - price * candidate.row_ms
         if left > most:
             best, most = candidate, left
     return best
@@ -134,18 +133,18 @@ class View:
         """Whether it has the same accuracy and cost as the one before it."""
 
     def priced(
-        self, bounds: Sequence[Bound], prices: Mapping[int, Pricing], cost_max: float
-    ) -> Iterator[tuple[Candidate, float, Pricing]]:
-        """Of a view by accuracy, what is in time and affordable, with its ms and its class's prices."""
+        self, bounds: Sequence[Bound], prices: Mapping[int, float], cost_max: float
+    ) -> Iterator[tuple[Candidate, float]]:
+        """Of a view by accuracy, what is in time and affordable, with its class's price."""
         lat_ms_max_of = {class_id: ms_max for class_id, _, ms_max in bounds}
         assert self._cost is not None
         found = self._cost.sets[bisect_right(self._cost.lows, cost_max)] & self._in_time(bounds)
         while found:
             place = found.bit_length() - 1
             found ^= 1 << place
-            candidate, class_id, lat_ms = self._candidates[place], self._classes[place], self._lat_ms[place]
-            if lat_ms <= lat_ms_max_of[class_id] and candidate.cost_per_1000_usual <= cost_max:
-                yield candidate, lat_ms, prices[class_id]
+            candidate, class_id = self._candidates[place], self._classes[place]
+            if self._lat_ms[place] <= lat_ms_max_of[class_id] and candidate.cost_per_1000_usual <= cost_max:
+                yield candidate, prices[class_id]
 
     def _in_time(self, bounds: Sequence[Bound]) -> int:
         found, by_class = 0, self._by_class

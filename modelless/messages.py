@@ -308,15 +308,14 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How one class of queries is to be divided."""
+    """How one class of queries that do not degrade is to be divided."""
 
     task: str
     latency_ms: float | None
     """At least so much is allowed; None: without a deadline."""
     accuracy_min: float
     by_accuracy: bool
-    """``prefer: accuracy``, or ``on_miss: degrade``."""
-    degrades: bool
+    """``prefer: accuracy``."""
     shares: Mapping[str, float]
     """By ``variant@group``; what is missing to 1 cannot be served."""
 

@@ -81,7 +81,7 @@ async def _show(config: Config, query: Query, rows: int, *, as_json: bool) -> in
         typer.echo(f"nothing of {name} has been measured yet: a query would wait; see `modelless status`")
         return 1
     entry = asked(query, rows, config.broker.latency_ms_default)
-    choice, explanation = explain_asked(entry, target, backlog_ms, config.broker.accuracy_slack, routes)
+    choice, explanation = explain_asked(entry, target, catalog, backlog_ms, config.broker.accuracy_slack, routes)
     if as_json:
         import json
 

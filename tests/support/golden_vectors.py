@@ -233,7 +233,7 @@ _PLAN = Plan(
         "cpu-small-1": Assignment(outdated={"digits-cnn:3/onnx-fp32": 1_800_000_060_000.0}),
     },
     reasons=("everything fits",),
-    routes=(Route("digits", 50.0, 0.9375, True, False, {"digits-cnn:3/onnx-fp32@cpu-small": 0.75}),),
+    routes=(Route("digits", 50.0, 0.9375, True, {"digits-cnn:3/onnx-fp32@cpu-small": 0.75}),),
 )
 _MEMBER = Member(
     kind="worker",

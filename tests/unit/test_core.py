@@ -701,17 +701,25 @@ def test_the_most_urgent_come_first_of_those_that_gather() -> None:
     assert sum(each.record in {item.record for item in batch.items} for each in late) == 4
 
 
-def test_a_head_that_would_make_the_batch_small_gives_way_to_a_full_one() -> None:
+@pytest.mark.parametrize(("waiting", "gives_way"), [(16, False), (150, True)])
+def test_a_head_that_would_make_the_batch_small_gives_way_to_a_full_one_at_the_price(
+    waiting: int, gives_way: bool
+) -> None:
     bench = Bench((model(), [profile(model(), curve=((1, 10.0), (8, 40.0)))]))
     worker = bench.worker(M, window_ms=1e6)
     bench.admit(latency_ms_max=900)
     (busy,) = sends(bench.poll())
     hurried = bench.admit(1.0, latency_ms_max=400)
-    others = [bench.admit(1.0, latency_ms_max=800) for _ in range(16)]
+    others = {bench.admit(1.0, latency_ms_max=800).record for _ in range(waiting)}
     now_ms = 375.0
     bench.answer(worker, busy.batch, now_ms)
     instructions = bench.poll(now_ms)
-    assert replies(instructions) == [(hurried.query.id, "RESOURCE_EXHAUSTED")]
     (send,) = sends(instructions)
-    assert len(send.batch.items) == 8
-    assert {item.record for item in send.batch.items} <= {each.record for each in others}
+    batch = {item.record for item in send.batch.items}
+    if gives_way:
+        assert replies(instructions) == [(hurried.query.id, "RESOURCE_EXHAUSTED")]
+        assert len(batch) == 8
+        assert batch <= others
+    else:
+        assert hurried.record in batch
+        assert len(batch) < 8

@@ -44,11 +44,36 @@ def test_outstanding_work_shrinks_as_the_device_works_and_not_below_nothing() ->
 
 def test_a_batch_that_is_settled_early_shortens_the_rest() -> None:
     worker = with_batches(2, window_ms=25)
-    worker.settle(1, 3)
+    worker.settle(1, 3, 3)
     assert worker.outstanding_ms(3) == 10
-    worker.settle(2, 4)
+    worker.settle(2, 1, 4)
     assert worker.outstanding_ms(4) == 0
     assert worker.unsettled_ms == 0
+
+
+def test_a_batch_that_takes_longer_delays_the_rest() -> None:
+    worker = with_batches(3, window_ms=100)
+    worker.settle(1, 14, 14)
+    assert worker.outstanding_ms(14) == 20
+    worker.settle(2, 13, 27)
+    assert worker.outstanding_ms(27) == 10, "errors do not add up while the device is never idle"
+
+
+def test_what_follows_does_not_wait_for_replies_to_be_written() -> None:
+    worker = with_batches(3, window_ms=100)
+    worker.settle(1, 10, 16)  # 6 ms after its end
+    assert worker.outstanding_ms(16) == 14
+    worker.settle(2, 12, 28)
+    assert worker.outstanding_ms(28) == 4
+    worker.settle(3, 10, 31)  # sooner than usual
+    assert worker.outstanding_ms(31) == 0
+
+
+def test_what_was_lost_in_between_is_noticed() -> None:
+    worker = with_batches(3, window_ms=100)
+    worker.settle(1, 10, 11)
+    worker.settle(2, 10, 40)  # something else ran for 19 ms
+    assert worker.outstanding_ms(40) == 9
 
 
 def test_frames_of_a_batch_that_is_settled_change_nothing() -> None:

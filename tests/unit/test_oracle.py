@@ -27,6 +27,7 @@ from broker import ranking, view
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.profiles import LatencyTable
+from broker.prices import Prices
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from modelless.messages import BatchTime
 
@@ -136,7 +137,9 @@ class Life:
         if not self.candidates:
             return asked, Parked()
         wait = lambda of, *_: self.wait_ms(of.group, of.team)  # noqa: E731
-        return asked, Selector(SLACK).choose(asked, self.target, NOW_MS, wait)
+        groups = {candidate.group for candidate in self.candidates}
+        prices = Prices({group: self.target.ranking.price_range(group) for group in groups})
+        return asked, Selector(SLACK, prices).choose(asked, self.target, NOW_MS, wait)
 
 
 class Oracle:
@@ -217,28 +220,23 @@ class Oracle:
                 return False
             self.assert_best(choice, ready, "accuracy", ("accuracy",))
             return True
+        if self.in_time(self.feasible) and self.asked.query.prefer != "accuracy":
+            return False
         left = {c: self.left(c) for c in ready}
-        worthiest = max(ready, key=lambda c: (left[c], c.accuracy_low))
-        if worthiest.accuracy_low >= self.floor:
-            return False
-        accurate = self.in_time(self.feasible)
-        if accurate and self.asked.query.prefer != "accuracy":
-            return False
-        assert all(self.wait_ms(c) for c in accurate), "idle, and above the floor"
         assert isinstance(choice, Chosen), choice
         assert choice.candidate in ready
-        assert left[choice.candidate] == left[worthiest]
-        assert choice.missed == ("accuracy",)
-        given_up = accurate or [c for c in ready if c.accuracy_low > choice.candidate.accuracy_low]
+        assert left[choice.candidate] == max(left.values())
+        assert choice.missed == (("accuracy",) if choice.candidate.accuracy_low < self.floor else ())
+        given_up = [c for c in ready if c.accuracy_low > choice.candidate.accuracy_low]
+        assert all(self.wait_ms(c) for c in given_up), "idle, and more accurate"
         assert choice.by == ("price" if given_up else "prefer")
         return True
 
     def left(self, candidate: Candidate) -> float:
         """Less the price of a row: exponential in the share of the slack that is waited, 0 of an idle device."""
         of = self.life.target.ranking.price_range(candidate.group)
-        run_ms = max(self.lat_ms(candidate), min(candidate.batch_ms, self.slack_ms / 2))
-        share = min(self.wait_ms(candidate) / max(self.slack_ms - run_ms, 1e-9), 10.0)
-        price = of.least * (exp(of.log_ratio * share) - 1.0)
+        share = min(self.wait_ms(candidate) / self.slack_ms, 10.0)
+        price = of.least * exp(of.log_ratio * share) - of.least
         return candidate.accuracy_low - price * candidate.row_ms
 
     def check_overload(self, choice: Choice) -> None:

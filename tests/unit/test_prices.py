@@ -1,4 +1,5 @@
-"""Prices: from the hull of what is loaded, rising with the queue, from the most accurate to the most for its time."""
+"""Prices: from the hull of what is loaded, rising with the queue, from the most accurate to the most for its time;
+the same for all tasks of a group; learned until queries wait as long as they should."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from broker.prices import FREE, price_range
+from broker.prices import FREE, LEARN_MS, TARGET, TEAMS_MAX, Prices, price_range, widest
 
 FAST, MIDDLE, SLOW = (0.6, 2.0), (0.8, 10.0), (0.9, 30.0)
 """(accuracy, ms a row): 0.3 a ms from nothing, then 0.025 and 0.005 for each further one."""
@@ -84,3 +85,76 @@ def test_a_longer_queue_never_chooses_what_is_slower(
     prices, low, high = price_range(among), min(one, other), max(one, other)
     assume(low < high)
     assert best(among, prices.at(high))[1] <= best(among, prices.at(low))[1] + 1e-9
+
+
+def test_tasks_of_a_group_share_one_range() -> None:
+    small, large = price_range(PORTFOLIO), price_range([(0.5, 100.0), (0.9, 1000.0)])
+    both = widest([small, FREE, large])
+    assert both.at(0.0) == pytest.approx(large.at(0.0)), "the least that anybody gains"
+    assert both.at(1.0) == pytest.approx(small.at(1.0)), "the most that anybody gains"
+    assert widest([FREE]) == widest([]) == FREE
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+TEAM = frozenset({"w-0"})
+RANGE = price_range(PORTFOLIO)
+
+
+def seen(*shares: float, every_ms: float = 100.0, prices: Prices | None = None) -> float:
+    """The price that the last of queries finds that would have to wait for so much of their slack."""
+    prices, price = prices or Prices({"g": RANGE}), 0.0
+    for number, share in enumerate(shares):
+        price = prices.see("g", TEAM, share, number * every_ms)
+    assert prices.of("g", TEAM) == price
+    return price
+
+
+def test_idle_devices_cost_nothing() -> None:
+    assert seen(0.0, 0.0, 0.0) == 0.0
+    assert Prices({"g": RANGE}).of("g", TEAM) == 0.0
+
+
+def test_the_queue_is_the_price_at_first() -> None:
+    assert seen(0.5) == pytest.approx(RANGE.at(0.5) - RANGE.least)
+
+
+def test_it_is_learned_what_keeps_the_wait_at_its_target() -> None:
+    rounds = 20 * round(LEARN_MS / 100)
+    longer, shorter = [TARGET + 0.1] * rounds, [TARGET - 0.1] * rounds
+    assert seen(*longer) == pytest.approx(RANGE.at(1.0 + TARGET + 0.1) - RANGE.least), "as far as prices make sense"
+    assert seen(*shorter) == pytest.approx(RANGE.at(TARGET - 0.1) - RANGE.least), "nor below nothing"
+    steady = seen(*longer[:20], *[TARGET] * rounds)
+    assert steady == pytest.approx(seen(*longer[:20], TARGET))
+    assert steady > seen(TARGET)
+
+
+def test_it_does_not_matter_how_many_ask() -> None:
+    assert seen(*[0.6] * 11) == pytest.approx(seen(*[0.6] * 101, every_ms=10.0))
+
+
+def test_a_clock_that_is_set_back_teaches_nothing() -> None:
+    prices = Prices({"g": RANGE})
+    prices.see("g", TEAM, 1.0, 1e6)
+    assert prices.see("g", TEAM, 0.5, 0.0) == pytest.approx(RANGE.at(0.5) - RANGE.least)
+
+
+def test_after_a_pause_one_query_does_not_teach_it_all() -> None:
+    prices = Prices({"g": RANGE})
+    prices.see("g", TEAM, 0.5, 0.0)
+    prices.see("g", TEAM, TARGET + 0.3, 1e9)
+    assert prices.of("g", TEAM) == pytest.approx(RANGE.at(0.3 + TARGET + 0.3) - RANGE.least)
+
+
+def test_a_full_queue_never_overflows() -> None:
+    assert seen(float("inf")) < float("inf")
+    assert seen(1e300, 1e300) < float("inf")
+
+
+def test_teams_that_went_are_forgotten() -> None:
+    prices = Prices({"g": RANGE})
+    for number in range(TEAMS_MAX + 100):
+        prices.see("g", frozenset({f"w-{number}"}), 0.5, number)
+    assert len(prices._levels) == TEAMS_MAX
+    assert prices.of("g", frozenset({f"w-{TEAMS_MAX + 99}"})) > 0.0
+    assert prices.of("g", frozenset({"w-0"})) == 0.0

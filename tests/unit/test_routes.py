@@ -17,10 +17,8 @@ def query(**asked: Any) -> Query:
     return Query("q", (), task=asked.pop("task", "t"), **asked)
 
 
-def route(latency_ms: float | None = 100.0, accuracy_min: float = 0.8, *kind: bool, task: str = "t") -> Route:
-    """``kind``: by accuracy, degrades."""
-    by_accuracy, degrades = kind or (False, False)
-    return Route(task, latency_ms, accuracy_min, by_accuracy, degrades, {"a@g": 1.0})
+def route(latency_ms: float | None = 100.0, accuracy_min: float = 0.8, *, by_accuracy: bool = False) -> Route:
+    return Route("t", latency_ms, accuracy_min, by_accuracy, {"a@g": 1.0})
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------
@@ -87,7 +85,7 @@ def test_the_class_that_is_most_like_it_and_asks_for_no_less() -> None:
         for latency_ms in (40.0, 60.0, 150.0)
         for accuracy in (0.7, 0.85)
     }
-    of = {id(shares): each for each, shares in routes._by_kind["t", False, False]}
+    of = {id(shares): each for each, shares in routes._by_kind["t", False]}
     which = {key: shares and of[id(shares)] for key, shares in found.items()}
     assert which[40.0, 0.7] is None
     assert which[60.0, 0.7] == tight
@@ -98,14 +96,10 @@ def test_the_class_that_is_most_like_it_and_asks_for_no_less() -> None:
 
 
 def test_each_preference_has_its_own() -> None:
-    routes = Routes([route(), route(100.0, 0.8, True, False), route(100.0, 0.8, True, True)])
-    cost, accuracy, degrades = (shares[0][1] for shares in routes._by_kind.values())
+    routes = Routes([route(), route(by_accuracy=True)])
+    cost, accuracy = (shares[0][1] for shares in routes._by_kind.values())
     assert routes.of(query(), 100.0, 0.8) is cost
     assert routes.of(query(prefer="accuracy"), 100.0, 0.8) is accuracy
-    assert routes.of(query(prefer="accuracy", on_miss="degrade"), 100.0, 0.99) is degrades
-    assert routes.of(query(on_miss="degrade"), 100.0, 0.99) is None, (
-        "the cheapest above the floor is not the plan's aim"
-    )
     assert routes.of(query(prefer="latency"), 100.0, 0.8) is None
 
 

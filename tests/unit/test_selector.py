@@ -11,8 +11,9 @@ from broker_builders import entry, model, profile
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.profiles import LatencyTable
+from broker.prices import Prices, price_range
 from broker.routes import Routes
-from broker.selector import LEVELS_MAX, Choice, Chosen, Parked, Refused, Selector
+from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from modelless.messages import Route
 
 INF = float("inf")
@@ -31,17 +32,17 @@ class Case:
     def routed(self, shares: dict[str, float], number: int = 1, **asked: Any) -> list[Choice]:
         """So many in a row, with the plan's shares, by name, of the class of what is ``asked``."""
         made = entry(0, **asked)
-        degrades = made.query.on_miss == "degrade"
-        by_accuracy = degrades or made.query.prefer == "accuracy"
+        by_accuracy = made.query.prefer == "accuracy"
         shares = {f"{name}:1/onnx-fp32@{name}": share for name, share in shares.items()}
-        routes = Routes([Route("t", 1.0, 1.0, by_accuracy, degrades, shares)])
-        target, selector = Target("t", self.candidates), Selector(0.02)
+        routes = Routes([Route("t", 1.0, 1.0, by_accuracy, shares)])
+        target, selector = Target("t", self.candidates), Selector(0.02, Prices())
         find = {candidate.key: candidate for candidate in self.candidates}.get
         wait = lambda of, *_: self.backlog_ms[of.group]  # noqa: E731
         return [selector.choose(made, target, 0, wait, routes=routes, find=find) for _ in range(number)]
 
     def decide(self, asked: Entry) -> Choice:
-        return Selector(0.02).choose(asked, Target("t", self.candidates), 0, lambda of, *_: self.backlog_ms[of.group])
+        target, selector = Target("t", self.candidates), Selector(0.02, Prices())
+        return selector.choose(asked, target, 0, lambda of, *_: self.backlog_ms[of.group])
 
 
 def case(*rows: tuple[str, float, float, float, float]) -> Case:
@@ -194,16 +195,18 @@ def shared(*waits_ms: float, prefer: str = "accuracy") -> list[Choice]:
         candidates.append(Candidate(f"{name}:1/o", "cpu", of, accuracy, accuracy, table, 1e-6, frozenset({"w-1"})))
     asked = entry(0, latency_ms_max=1000, accuracy_min=0.9, on_miss="degrade", prefer=prefer)
     target = Target("t", candidates)
-    return [Selector(0.02).choose(asked, target, 0, lambda *_, ms=ms: ms) for ms in waits_ms]
+    prices = {"cpu": price_range((each.accuracy_low, each.row_ms) for each in candidates)}
+    return [Selector(0.02, Prices(prices)).choose(asked, target, 0, lambda *_, ms=ms: ms) for ms in waits_ms]
 
 
 def test_what_prefers_accuracy_and_degrades_goes_below_its_floor_the_longer_it_waits() -> None:
     choices = shared(0, 10, 300, 750, 850, 880)
-    assert [name(choice) for choice in choices] == ["large", "large", "large", "tiny", "tiny", "tiny"]
+    assert [name(choice) for choice in choices] == ["large", "large", "small", "tiny", "tiny", "tiny"]
     for choice in choices:
         below = name(choice) == "tiny"
         assert isinstance(choice, Chosen)
-        assert (choice.missed, choice.by) == ((("accuracy",), "price") if below else ((), "prefer"))
+        assert choice.missed == (("accuracy",) if below else ())
+        assert choice.by == ("prefer" if name(choice) == "large" else "price")
 
 
 def test_what_prefers_the_cheapest_and_degrades_keeps_its_floor_while_there_is_time() -> None:
@@ -235,16 +238,6 @@ def test_whom_it_must_not_get_hides_nobody() -> None:
     assert name(table.decide(asked)) == "small"
 
 
-def test_teams_that_went_are_forgotten() -> None:
-    selector, of = Selector(0.02), family().candidates[0]
-    for number in range(LEVELS_MAX + 100):
-        of.team = frozenset({f"w-{number}"})
-        asked = entry(0, accuracy_min=0.5, latency_ms_max=9999, on_miss="degrade")
-        selector.choose(asked, Target("t", [of]), number, lambda *_: 0.0)
-    assert len(selector._levels) == LEVELS_MAX
-    assert (of.group, of.team) in selector._levels
-
-
 # --- the plan's routes ------------------------------------------------------------------------------------------------
 
 
@@ -270,25 +263,21 @@ def test_a_route_gives_up_nothing(asked: dict[str, Any]) -> None:
         assert (name(choice), choice.by, choice.missed) == ("large", "prefer", ())
 
 
-def test_a_route_says_what_it_gives_up_of_those_that_degrade() -> None:
-    asked: dict[str, Any] = {"latency_ms_max": 500, "accuracy_min": 0.92, "on_miss": "degrade", "prefer": "accuracy"}
-    (choice,) = family().routed({"small": 1.0}, **asked)
+@pytest.mark.parametrize(
+    "asked",
+    [{"on_miss": "late"}, {"prefer": "latency"}, {"on_miss": "degrade"}, {"on_miss": "degrade", "prefer": "accuracy"}],
+)
+def test_who_may_be_late_or_degrade_or_wants_to_be_the_soonest_follows_no_route(asked: dict[str, Any]) -> None:
+    (choice,) = family().routed({"small": 1.0}, latency_ms_max=500, accuracy_min=0.7, **asked)
     assert isinstance(choice, Chosen)
-    assert (name(choice), choice.by, choice.missed) == ("small", "route", ("accuracy",))
-
-
-def test_neither_what_may_be_late_nor_who_wants_to_be_the_soonest_follows_a_route() -> None:
-    for asked in ({"on_miss": "late"}, {"prefer": "latency"}):
-        (choice,) = family().routed({"small": 1.0}, latency_ms_max=500, accuracy_min=0.7, **asked)
-        assert isinstance(choice, Chosen)
-        assert (name(choice), choice.by) == ("tiny", "prefer")
+    assert (name(choice), choice.by) == ("large" if asked.get("prefer") == "accuracy" else "tiny", "prefer")
 
 
 def test_a_version_that_answers_no_more_is_no_route() -> None:
     table, other = family(), family().candidates[1]
-    routes = Routes([Route("t", 1.0, 1.0, False, False, {other.key: 1.0})])
+    routes = Routes([Route("t", 1.0, 1.0, False, {other.key: 1.0})])
     asked, target = entry(0, latency_ms_max=500, accuracy_min=0.7), Target("t", table.candidates)
-    choice = Selector(0.02).choose(asked, target, 0, lambda *_: 0.0, routes=routes, find=lambda key: other)
+    choice = Selector(0.02, Prices()).choose(asked, target, 0, lambda *_: 0.0, routes=routes, find=lambda key: other)
     assert name(choice) == "tiny"
 
 
