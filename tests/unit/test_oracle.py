@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from broker import ranking, view
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.profiles import LatencyTable
 from broker.prices import Prices
+from broker.profiles import LatencyTable
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from modelless.messages import BatchTime
 

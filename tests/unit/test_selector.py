@@ -10,8 +10,8 @@ from broker_builders import entry, model, profile
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.profiles import LatencyTable
 from broker.prices import Prices, price_range
+from broker.profiles import LatencyTable
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from modelless.messages import Route
