@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import count, cycle
 
 from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated
+from broker.calls import joining
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
 from broker.conditions import Conditions
@@ -239,6 +240,10 @@ class Core:
                 self._outcome(worker, frame, now_ms)
             case frames.Credit():
                 worker.credit(frame.window_ms)
+            case frames.Backlog():
+                worker.told(frame, now_ms)
+            case frames.Call():
+                self._called(worker, frame, now_ms)
             case frames.State():
                 self._state(worker, frame, now_ms)
             case frames.Answered():
@@ -526,7 +531,7 @@ class Core:
             price = self._prices.of(of.group, of.team)
             spoils = rows > 0 and spoils_batch(queue, rows, waiting, block_ms, price)
             if rows and not spoils:
-                self._send(worker, queue.candidate, queue.take(rows), now_ms)
+                self._send(worker, queue.candidate, queue.take(rows), block_ms, now_ms)
                 if not worker.has_room(now_ms):
                     free.remove(worker)
             else:
@@ -534,13 +539,26 @@ class Core:
                 head.refused_by += self._loaded_in(head, group) if spoils else (queue.candidate,)
                 refused.append(head)
 
+    def _called(self, worker: Worker, call: frames.Call, now_ms: float) -> None:
+        """Another broker's batch waits at the worker: what waits here and may run with it does."""
+        group, candidate = self.groups[worker.group], self.catalog.candidate(call.variant, worker.group)
+        if candidate is None or worker.draining or call.variant not in worker.ready:
+            return
+        queue = joining(group, candidate, call.rows, self.catalog)
+        if queue is None:
+            return
+        block_ms = group.block_ms(now_ms)
+        rows = min(batch_rows(queue, worker.start_ms(now_ms), block_ms), call.rows)
+        if rows:
+            self._send(worker, candidate, queue.take(rows), block_ms, now_ms)
+
     def _loaded_in(self, entry: Entry, group: Group) -> tuple[Candidate, ...]:
         """All of what it asks for that the group has loaded."""
         target = self.catalog.resolve(entry.query)
         candidates = target.ranking.candidates if target is not None else []
         return tuple([each for each in candidates if each.group == group.name and each.team])
 
-    def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> None:
+    def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], block_ms: float, now_ms: float) -> None:
         rows = sum([entry.rows for entry in entries])
         cost_ms = candidate.table.p50_ms(rows)
         sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
@@ -554,7 +572,8 @@ class Core:
             self.statistics.queue_seconds.observe((now_ms - arrival_ms) / 1000, number)
         self.statistics.batch_rows.observe(rows)
         self.statistics.cost_usd[candidate.model.task] += cost_ms * candidate.price_per_ms
-        self._instructions.append(Send(worker, _batch(sent, entries)))
+        times = candidate.table.times(rows, block_ms) if worker.is_shared else ()
+        self._instructions.append(Send(worker, _batch(sent, entries, times)))
 
     def _reply(self, entry: Entry, status: str, message: str, retry_after_ms: float | None = None) -> None:
         entry.state = State.ANSWERING
@@ -729,7 +748,7 @@ class Core:
         return [entry] if entry is not None else []
 
 
-def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
+def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:
     items = tuple(
         frames.Item(
             source.record,
@@ -750,4 +769,4 @@ def _batch(sent: Sent, entries: list[Entry]) -> frames.Batch:
         for entry, source, address in [(entry, entry.source, entry.address) for entry in entries]
     )
     of, inputs = sent.candidate, concatenated([entry.inputs for entry in entries], sent.rows)
-    return frames.Batch(sent.batch, of.variant, of.accuracy, sent.cost_ms, items, inputs, sent.predicts)
+    return frames.Batch(sent.batch, of.variant, of.accuracy, sent.cost_ms, items, inputs, sent.predicts, times=times)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from broker.batcher import NEVER
 from broker.catalog import Candidate
 from broker.ledger import Entry
+from modelless.frames import Backlog
 from modelless.messages import RecordId
 
 LEAD_MS = 2.0
@@ -63,6 +64,20 @@ class Worker:
     """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
     on_change: Callable[[], None] = lambda: None
     """Called when what may be sent, or when it would run, has changed."""
+    is_shared: bool = False
+    """Other brokers send to it too: it says itself when it will have run all of it."""
+    lead_ms: float = LEAD_MS
+    """Of what it runs, if that is another broker's."""
+    others_ms: float = 0.0
+    """Predicted work that the other brokers have queued for its group."""
+
+    def told(self, backlog: Backlog, now_ms: float) -> None:
+        """What the device has to do; what was sent after the batch that the worker names comes on top."""
+        self.is_shared, self.others_ms = True, backlog.others_ms
+        self.lead_ms = max(LEAD_MS, LEAD_SHARE * backlog.ends_in_ms)
+        sent_ms = sum([sent.cost_ms for sent in self.sent.values() if sent.batch > backlog.batch])
+        self.ends_ms = now_ms + backlog.ends_in_ms + sent_ms
+        self._changed()
 
     def give(self, sent: Sent, now_ms: float) -> None:
         """A batch goes to this worker."""
@@ -91,7 +106,8 @@ class Worker:
         if was_idle:
             self.lag_ms = max(now_ms - self.ran_ms, 0.0)
         self.ran_ms = min(max(self.ran_ms, now_ms - self.lag_ms), now_ms)
-        self.ends_ms = self.ran_ms + self.unsettled_ms
+        if not self.is_shared:
+            self.ends_ms = self.ran_ms + self.unsettled_ms
         self._changed()
         return sent
 
@@ -115,7 +131,7 @@ class Worker:
 
     def _changed(self) -> None:
         if not self.sent:
-            self.room_ms = -NEVER
+            self.room_ms = self.ends_ms - self.lead_ms if self.is_shared else -NEVER
         elif self.unsettled_ms >= self.window_ms:
             self.room_ms = NEVER
         else:

@@ -49,7 +49,7 @@ def gathered(
         if queue.signature == urgent.signature
         and queue.candidate.model.task == head.query.task
         and queue.candidate.variant in worker.ready
-        and (queue is urgent or _is_current(queue.candidate, catalog))
+        and (queue is urgent or is_current(queue.candidate, catalog))
     ]
     if len(siblings) < 2:
         return urgent
@@ -58,11 +58,11 @@ def gathered(
     best, most, joining = urgent, -NEVER, []
     for queue in siblings:
         candidate = queue.candidate
-        if not _may_join(head, candidate) or candidate.table.p50_ms(head.rows) > slack_ms:
+        if not may_join(head, candidate) or candidate.table.p50_ms(head.rows) > slack_ms:
             continue
         if isinstance(match_inputs(head.query.inputs, candidate.model.inputs), str):
             continue
-        able = [entry for _, _, entry in waiting if _may_join(entry, candidate)]
+        able = [entry for _, _, entry in waiting if may_join(entry, candidate)]
         rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
         lat_ms = candidate.table.p50_ms(rows)
         left = rows * candidate.accuracy_low - prices.of(candidate.group, candidate.team) * lat_ms
@@ -75,11 +75,11 @@ def gathered(
         if rows > rows_max:
             break
         if entry.place is not best:
-            _move(entry, best)
+            move(entry, best)
     return best
 
 
-def _move(entry: Entry, queue: VariantQueue) -> None:
+def move(entry: Entry, queue: VariantQueue) -> None:
     """To a queue of another variant of its task."""
     matched = match_inputs(entry.query.inputs, queue.candidate.model.inputs)
     if isinstance(matched, str) or not isinstance(entry.place, VariantQueue):
@@ -90,7 +90,7 @@ def _move(entry: Entry, queue: VariantQueue) -> None:
     queue.move_from(entry.place, entry)
 
 
-def _is_current(candidate: Candidate, catalog: Catalog) -> bool:
+def is_current(candidate: Candidate, catalog: Catalog) -> bool:
     """Whether its version answers for its model: what waits for an older one is not joined."""
     served = catalog.served(candidate.model.name)
     return served is not None and served.key == candidate.model.key
@@ -115,7 +115,7 @@ def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float, 
     return of.accuracy_low * head.rows < price * head_ms
 
 
-def _may_join(entry: Entry, candidate: Candidate) -> bool:
+def may_join(entry: Entry, candidate: Candidate) -> bool:
     """Whether a candidate of its task would do as well for an entry that waits for another one."""
     query = entry.query
     if entry.place is not None and entry.place.candidate is candidate:  # type: ignore[attr-defined]

@@ -39,6 +39,8 @@ class Group:
         self._teams: dict[frozenset[str], _Team] = {}
         self._ends_ms: list[float] | None = None
         """Of each crew, until something is said about a worker; so is the next one."""
+        self._others_ms = 0.0
+        """Each one's part of what other brokers have queued."""
         self._rooms_ms: list[float] | None = None
         self._waiting: list[tuple[VariantQueue, _Team]] | None = None
         """What somebody waits in, until a queue has another head; so is the next one."""
@@ -145,7 +147,10 @@ class Group:
         waiting = self._queues_waiting()
         if self._ends_ms is None:
             self._ends_ms = [min([worker.ends_ms for worker in crew], default=NEVER) for crew in self._crews]
-        ahead_ms = [ends_ms - now_ms if ends_ms > now_ms else 0.0 for ends_ms in self._ends_ms]
+            others_ms = max([worker.others_ms for worker in self.workers.values()], default=0.0)
+            self._others_ms = others_ms / max(1, len(self.workers))
+        others_ms = self._others_ms
+        ahead_ms = [others_ms + (ends_ms - now_ms if ends_ms > now_ms else 0.0) for ends_ms in self._ends_ms]
         if not waiting:
             return ahead_ms
         block_ms = self.block_ms(now_ms)

@@ -95,6 +95,15 @@ class LatencyTable:
                 return max(size, rows_min)
         return rows_min
 
+    def times(self, rows: int, block_ms: float = inf) -> tuple[tuple[int, float], ...]:
+        """(rows, ms that they surely take): these and, ascending, larger sizes as of :meth:`rows_within`."""
+        larger = [
+            (size, self.sure_ms(size))
+            for size in reversed(self._sizes_useful)
+            if size > rows and (size <= self.rows_fair or self.p50_ms(size) <= block_ms)
+        ]
+        return ((rows, self.sure_ms(rows)), *larger) if larger else ()
+
     def observe(self, rows: int, execute_ms: float, now_ms: float) -> None:
         """A batch ran."""
         self.relax(now_ms)

@@ -20,6 +20,10 @@ The conversation::
 ``Batch.cost_ms`` of what was sent and not yet settled. A broker with nothing outstanding may always send one batch.
 A worker divides one cap over its brokers by the urgency that they announce in ``Demand``.
 
+**Several brokers** have a part of the load each, and would send a worker small batches. It tells them what they have it
+do together (``Backlog``), so that each sends when the device is about to be free; asks the others to fill up a batch
+that waits (``Call``); and runs as one what is of one variant.
+
 **Who answers**: a query belongs to its broker until its Batch is sent, and to the worker from then until the link
 is lost. A lost link hands what is unsettled back to the broker; the worker finishes and publishes what runs,
 and drops the rest.
@@ -33,7 +37,7 @@ from typing import Literal, NamedTuple
 
 from modelless.messages import RecordId
 
-LINK_VERSION = 2
+LINK_VERSION = 3
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 PING_INTERVAL_MS = 1000.0
 PING_MISSES_MAX = 3
@@ -96,6 +100,26 @@ class Demand:
     deadline_ms: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a worker that several brokers send to has to do, whenever a broker must think otherwise."""
+
+    ends_in_ms: float
+    """Predicted time until the device has run all that it has, of all brokers."""
+    batch: int
+    """The last one of this broker that is in it; 0: none."""
+    others_ms: float
+    """What the other brokers have queued for the worker's group; see :class:`Demand`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Another broker's batch waits for the device and has room: a batch of this variant would run with it."""
+
+    variant: str
+    rows: int
+
+
 class Item(NamedTuple):
     """One query of a batch: what the worker needs to answer it."""
 
@@ -146,6 +170,9 @@ class Batch:
     """Its outcome tells the predictions."""
     shadow: bool = False
     """Copies of queries: run when nothing else waits, nobody is answered, and any trouble ends it."""
+    times: tuple[tuple[int, float], ...] = ()
+    """(rows, ms that they surely take), ascending: its own, and more if the worker has others of the variant to run
+    with them, up to the most that are useful and do not block the device. None: it runs alone."""
 
 
 class ItemOutcome(NamedTuple):
@@ -172,6 +199,7 @@ class Outcome:
     execute_ms: float
     """Device time that was spent; 0 when it did not run."""
     rows: int
+    """That the device ran in this time, those of others that ran with it among them."""
     items: tuple[ItemOutcome, ...]
     rest_ok: bool = False
     """Every item that was not settled before and is not named here was answered OK; the usual end of a batch."""
@@ -206,7 +234,7 @@ class Drain:
     reason: str
 
 
-Frame = Hello | State | Credit | Demand | Batch | Outcome | Answered | CancelItems | Ping | Drain
+Frame = Hello | State | Credit | Demand | Batch | Outcome | Answered | CancelItems | Ping | Drain | Backlog | Call
 FRAME_TYPES: tuple[type[Frame], ...] = (
     Hello,
     State,
@@ -218,5 +246,7 @@ FRAME_TYPES: tuple[type[Frame], ...] = (
     CancelItems,
     Ping,
     Drain,
+    Backlog,
+    Call,
 )
 """A frame's type on the wire is its index here; appended to, never reordered."""

@@ -169,7 +169,7 @@ class _Worker:
                     case Run():
                         self.run = instruction
                         queries = [self.ours.query(item.record) for item in instruction.items]
-                        world.run(self.device, self.ours.names.theirs[instruction.batch.variant], queries)
+                        world.run(self.device, self.ours.names.theirs[instruction.variant], queries)
                     case Answer(link=link, batch=batch, items=items, status=status):
                         for item in items:
                             world.expire(self.ours.query(item.record))
@@ -191,20 +191,24 @@ class _Worker:
         assert run is not None
         execute_ms = running.end_ms - running.start_ms
         self.run = None
-        self.ran[run.batch.variant].append((len(running.queries), execute_ms))
+        self.ran[run.variant].append((len(running.queries), execute_ms))
         self.queue.ran(execute_ms)
-        outcomes = [frames.ItemOutcome(item.record, "answered", "OK") for item in run.items]
         if world.reply_ms:
-            world.at(world.now_ms + world.reply_ms, lambda: self._published(run, outcomes))
+            world.at(world.now_ms + world.reply_ms, lambda: self._published(run))
         else:
-            self.queue.settled(run.link, run.batch.batch, outcomes)
+            self._settled(run)
         if set(self.load) != {self.ours.name_of(v, self.device.group) for v in self.device.loaded}:
             self.follow()
         self.kick()
 
-    def _published(self, run: Run, outcomes: list[frames.ItemOutcome]) -> None:
-        self.queue.settled(run.link, run.batch.batch, outcomes)
+    def _published(self, run: Run) -> None:
+        self._settled(run)
         self.kick()
+
+    def _settled(self, run: Run) -> None:
+        for part in run.parts:
+            outcomes = [frames.ItemOutcome(item.record, "answered", "OK") for item in part.items]
+            self.queue.settled(part.link, part.batch.batch, outcomes)
 
 
 class _Broker:

@@ -186,20 +186,20 @@ class Device:
             self.queue.interrupted()
             return
         started_s = time.monotonic()
-        if not run.batch.shadow:
+        if not run.shadow:
             self._metrics.queue_seconds.observe(
                 max(0.0, run.started_ms - min(item.arrival_ms for item in run.items)) / 1000
             )
-        future = executor.run(run.batch.variant, run.inputs)
+        future = executor.run(run.variant, run.inputs)
         patience_s = max(
             self._hang_s * (QUARANTINE_HANG_SHARE if run.quarantined else 1.0),
-            HANG_FACTOR * self._profiled_ms.get(run.batch.variant, 0.0) / 1000,
+            HANG_FACTOR * self._profiled_ms.get(run.variant, 0.0) / 1000,
         )
         hang = self._loop.call_later(patience_s, self._hangs, executor, run, patience_s)
         future.add_done_callback(partial(self._ended, run, started_s, hang))
 
     def _hangs(self, executor: Executor, run: Run, patience_s: float) -> None:
-        _log.error("a batch hangs, its executor is killed", variant=run.batch.variant, after_s=round(patience_s, 1))
+        _log.error("a batch hangs, its executor is killed", variant=run.variant, after_s=round(patience_s, 1))
         executor.kill()
 
     def _ended(self, run: Run, started_s: float, hang: asyncio.TimerHandle, future: asyncio.Future[Outputs]) -> None:
@@ -213,30 +213,31 @@ class Device:
         self.busy_s += execute_ms / 1000
         if error is None:
             outputs = future.result()
-            self.queue.ran(execute_ms, rows.predictions(outputs) if run.batch.predicts else ())
+            self.queue.ran(execute_ms, rows.predictions(outputs) if run.predicts else ())
             self.kick()  # the device first, then the replies of what it did
             self._publish(run, outputs, execute_ms)
             return
         if isinstance(error, ExecutorDiedError):
-            _log.error("an executor died", variant=run.batch.variant, items=len(run.indices))
+            _log.error("an executor died", variant=run.variant, items=len(run.items))
             self._metrics.deaths.inc()
             self.queue.crashed(execute_ms)
         elif isinstance(error, ExecutionError):
-            _log.warning("a model raised an error", variant=run.batch.variant, items=len(run.indices), error=str(error))
+            _log.warning("a model raised an error", variant=run.variant, items=len(run.items), error=str(error))
             self.queue.failed(execute_ms)
         else:
             raise error
         self.kick()
 
     def _publish(self, run: Run, outputs: Outputs, execute_ms: float) -> None:
-        times = self._times.setdefault(run.batch.variant, deque(maxlen=BATCH_TIMES_MAX))
+        times = self._times.setdefault(run.variant, deque(maxlen=BATCH_TIMES_MAX))
         times.append((run.rows, execute_ms))
-        rows_run, busy_ms = self._load.get(run.batch.variant, (0, 0.0))
-        self._load[run.batch.variant] = rows_run + run.rows, busy_ms + execute_ms
-        if run.batch.shadow:
+        rows_run, busy_ms = self._load.get(run.variant, (0, 0.0))
+        self._load[run.variant] = rows_run + run.rows, busy_ms + execute_ms
+        if run.shadow:
             return
         replies = of_run(run, outputs, execute_ms, self._author, self._clock.now_ms())
-        self.publisher.publish(replies, partial(self._settled, run.link, run.batch.batch))
+        for part, own in zip(run.parts, replies, strict=True):
+            self.publisher.publish(own, partial(self._settled, part.link, part.batch.batch))
 
     def _settled(self, link: int, batch: int, outcomes: list[ItemOutcome]) -> None:
         now_ms = self._clock.now_ms()

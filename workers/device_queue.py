@@ -7,7 +7,9 @@ Words:
 * **batch**: what a broker sent as one. It is *settled* when each of its items has an outcome.
 * **piece**: some items of one batch that wait to run together. A batch starts as one piece; expiry and cancellation
   take items out of it, a bad end cuts it (:mod:`workers.bisect`).
-* **run**: a piece on the device. One at a time, earliest deadline first.
+* **run**: what the device runs at once, one run at a time: the piece with the earliest deadline and whatever fits to it
+  (:meth:`DeviceQueue._company`). Each of several brokers has only a part of the load; together they should make the
+  batches that one broker would make.
 
 The shell calls the event methods, then :meth:`DeviceQueue.poll`, and carries out what that returns; it calls ``poll``
 again at :meth:`DeviceQueue.wake_at_ms`. All times are Kafka time in milliseconds, as the deadlines are.
@@ -20,11 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import inf
 
 from modelless.frames import (
+    Backlog,
     Batch,
     BatchTensor,
+    Call,
     CancelItems,
     Credit,
     Demand,
@@ -39,17 +44,21 @@ from workers.credit import Cap, divide
 
 CREDIT_RISE_MIN, CREDIT_FALL_MIN = 0.1, 0.5
 """A window that rose or fell by less than this share is not announced: a frame costs more than it would gain."""
+BACKLOG_SHARE_MIN, BACKLOG_MS_MIN = 0.2, 1.0
+"""A broker that is wrong by less about what the device has to do is not told."""
+DEMAND_SHARE_MIN = 0.5
+"""Likewise about what the other brokers have queued."""
+CALL_SHARE = 2.0
+"""Times its part of the room, by its queue, is what a broker is called for: some have nothing of that variant."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Execute these items now; then call ``ran``, ``failed`` or ``crashed``."""
+class Part:
+    """What a run has of one batch."""
 
     link: int
     batch: Batch
     indices: tuple[int, ...]
-    started_ms: float
-    quarantined: bool = False
 
     @property
     def items(self) -> Sequence[Item]:
@@ -60,9 +69,39 @@ class Run:
     def rows(self) -> int:
         return sum(item.rows for item in self.items)
 
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Execute these items now; then call ``ran``, ``failed`` or ``crashed``."""
+
+    parts: tuple[Part, ...]
+    """At least one, all of one variant; its outcomes are told to each part's link for itself."""
+    started_ms: float
+    quarantined: bool = False
+
+    @property
+    def variant(self) -> str:
+        return self.parts[0].batch.variant
+
+    @property
+    def shadow(self) -> bool:
+        return self.parts[0].batch.shadow
+
+    @property
+    def predicts(self) -> bool:
+        return any(part.batch.predicts for part in self.parts)
+
+    @property
+    def items(self) -> list[Item]:
+        return [item for part in self.parts for item in part.items]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
     @property
     def inputs(self) -> tuple[BatchTensor, ...]:
-        return rows.gather(self.batch, self.indices)
+        return rows.joined([rows.gather(part.batch, part.indices) for part in self.parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +127,7 @@ class Tell:
 Instruction = Run | Answer | Tell
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     """A batch that is not settled."""
 
@@ -100,19 +139,35 @@ class _Held:
     predictions: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Piece:
     held: _Held
     indices: tuple[int, ...]
     deadline_ms: float
     order: int
     quarantined: bool = False
+    half: int = 0
+    """Of which run that ended badly, lest its halves run together again; 0: of none."""
+
+    @property
+    def rows(self) -> int:
+        items = self.held.batch.items
+        return sum([items[i].rows for i in self.indices])
 
 
 @dataclass(slots=True)
 class _Link:
     demand: Demand | None = None
     window_ms: float = -1.0
+    last_batch: int = 0
+    ends_ms: float = -inf
+    """When it must think that the device has run all that it has: what it was told, and what it sent since."""
+    others_ms: float = 0.0
+    """What it was told that the others have queued."""
+
+    @property
+    def queued_ms(self) -> float:
+        return self.demand.backlog_ms if self.demand is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +188,17 @@ class DeviceQueue:
         self._links: dict[int, _Link] = {}
         self._held: dict[tuple[int, int], _Held] = {}
         self._pieces: list[_Piece] = []
-        self._running: _Piece | None = None
+        self._running: tuple[_Piece, ...] = ()
         self._run_started_ms = 0.0
         self._ready: frozenset[str] = frozenset()
         self._regrant = True
         """Something has changed that windows follow from."""
         self._granted_ms = 0.0
         self._out: list[Instruction] = []
-        self._order = 0
+        self._order = self._halves = 0
+        self._arrived: list[_Piece] = []
+        self._run_ends_ms = 0.0
+        self._is_shared = False
         self._device_up = False
         self._quarantine_up = False
         self._paused = False
@@ -152,6 +210,7 @@ class DeviceQueue:
         """A broker is there; it gets credit at the next poll."""
         self._regrant = True
         self._links[link] = _Link()
+        self._is_shared = self._is_shared or len(self._links) > 1
 
     def link_lost(self, link: int) -> None:
         """Its broker is gone or has everything again: drop what waits. What runs is finished, its replies are true."""
@@ -170,6 +229,8 @@ class DeviceQueue:
         """A batch arrived. It is returned at once when it cannot run here: not loaded, draining, or not a batch."""
         if link not in self._links or (link, batch.batch) in self._held:
             return
+        of = self._links[link]
+        of.last_batch = batch.batch
         held = self._held[link, batch.batch] = _Held(link, batch, len(batch.items))
         reason = rows.check(batch)
         if reason is None and batch.variant not in self._ready:
@@ -181,8 +242,11 @@ class DeviceQueue:
             self._give_back(held, indices, reason)
             return
         if not batch.shadow:  # it takes no credit
+            of.ends_ms += batch.cost_ms
             self._cap.observe_cost(batch.cost_ms)
         self._enqueue(held, indices)
+        if len(self._links) > 1 and batch.times:
+            self._arrived.append(self._pieces[-1])
 
     def cancel(self, link: int, frame: CancelItems) -> None:
         """Answer CANCELLED for the named items that have not started."""
@@ -223,34 +287,37 @@ class DeviceQueue:
     def ran(self, execute_ms: float, predictions: tuple[int, ...] = ()) -> None:
         """The run ended well; the shell publishes its replies, unless it was a shadow's.
 
-        ``predictions`` are what the batch asked for; they are told only when it ran as a whole.
+        ``predictions`` are those of all of its rows, if a part asked for them; they are told of a batch that ran as a
+        whole.
         """
-        piece = self._stop(execute_ms)
-        held, items = piece.held, piece.held.batch.items
-        held.rows_run += sum(items[i].rows for i in piece.indices)
-        if len(piece.indices) == len(items):
-            held.predictions = predictions
-        if held.batch.shadow and self._is_held(held):
-            self._settle(held, tuple(ItemOutcome(items[i].record, "answered", "OK") for i in piece.indices))
+        pieces = self._stop(execute_ms)
+        rows_run = sum([piece.rows for piece in pieces])
+        start, per_row = 0, len(predictions) // rows_run
+        for piece in pieces:
+            held, items = piece.held, piece.held.batch.items
+            end = start + piece.rows * per_row
+            if held.batch.predicts and len(piece.indices) == len(items):
+                held.predictions = predictions[start:end]
+            start = end
+            if held.batch.shadow and self._is_held(held):
+                self._settle(held, tuple(ItemOutcome(items[i].record, "answered", "OK") for i in piece.indices))
 
     def failed(self, execute_ms: float) -> None:
         """The model raised an error."""
-        self._ended_badly(self._stop(execute_ms), crashed=False)
+        self._ended_badly(self._stop(execute_ms, well=False), crashed=False)
 
     def crashed(self, execute_ms: float) -> None:
         """The executor died or hung."""
-        piece = self._stop(execute_ms)
-        if piece.quarantined:
+        pieces = self._stop(execute_ms, well=False)
+        if pieces[0].quarantined:
             self._quarantine_up = False
         else:
             self._device_up = False
-        self._ended_badly(piece, crashed=True)
+        self._ended_badly(pieces, crashed=True)
 
     def interrupted(self) -> None:
         """The run never began (its executor was gone already): it waits again."""
-        piece = self._stop(0.0)
-        if self._is_held(piece.held):
-            self._pieces.append(piece)
+        self._pieces += [piece for piece in self._stop(0.0, well=False) if self._is_held(piece.held)]
 
     def settled(self, link: int, batch: int, outcomes: Sequence[ItemOutcome]) -> None:
         """Kafka acknowledged (or finally refused) the replies of these items: tell the broker."""
@@ -261,9 +328,12 @@ class DeviceQueue:
     # --- what follows ---------------------------------------------------------------------------------------------
 
     def poll(self, now_ms: float) -> list[Instruction]:
-        """Expire, start, grant; everything that the shell has to do now, in order."""
+        """Expire, start, call, tell, grant; everything that the shell has to do now, in order."""
         self._expire(now_ms)
         self._start(now_ms)
+        self._call_for_company()
+        if self._is_shared:
+            self._tell_backlog(now_ms)
         self._grant(now_ms)
         out, self._out = self._out, []
         return out
@@ -275,44 +345,42 @@ class DeviceQueue:
 
     @property
     def running(self) -> bool:
-        return self._running is not None
+        return bool(self._running)
 
     @property
     def idle(self) -> bool:
         """Nothing runs, and nothing that waits could run now."""
-        return self._running is None and not any(self._runnable(piece) for piece in self._pieces)
+        return not self._running and not any(self._runnable(piece) for piece in self._pieces)
 
     @property
     def drained(self) -> bool:
-        return self._draining and self._running is None and not self._held
+        return self._draining and not self._running and not self._held
 
     def holds(self, variant: str) -> bool:
         """Whether a batch of the variant waits or runs."""
-        pieces = self._pieces if self._running is None else [*self._pieces, self._running]
-        return any(piece.held.batch.variant == variant for piece in pieces)
+        return any(piece.held.batch.variant == variant for piece in (*self._pieces, *self._running))
 
     def suspects(self) -> tuple[str, ...]:
         """The variants that something waits or runs for on a quarantined executor."""
-        pieces = self._pieces if self._running is None else [*self._pieces, self._running]
+        pieces = (*self._pieces, *self._running)
         return tuple(sorted({piece.held.batch.variant for piece in pieces if piece.quarantined}))
 
     def statistics(self) -> QueueStatistics:
-        running = [] if self._running is None else [self._running]
         return QueueStatistics(
             queued_items=sum(len(piece.indices) for piece in self._pieces),
             queued_batches=len(self._pieces),
-            backlog_ms=sum(_cost_ms(piece) for piece in (*self._pieces, *running)),
-            running=bool(running),
+            backlog_ms=sum(_cost_ms(piece) for piece in (*self._pieces, *self._running)),
+            running=self.running,
             unsettled_items=sum(held.unsettled for held in self._held.values()),
             cap_ms=self._cap.cap_ms,
         )
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, held: _Held, indices: tuple[int, ...], quarantined: bool = False) -> None:
+    def _enqueue(self, held: _Held, indices: tuple[int, ...], quarantined: bool = False, half: int = 0) -> None:
         self._order += 1
         self._regrant = True
-        self._pieces.append(_Piece(held, indices, _deadline_ms(held.batch, indices), self._order, quarantined))
+        self._pieces.append(_Piece(held, indices, _deadline_ms(held.batch, indices), self._order, quarantined, half))
 
     def _expire(self, now_ms: float) -> None:
         for piece in [p for p in self._pieces if p.deadline_ms <= now_ms]:
@@ -338,47 +406,96 @@ class DeviceQueue:
         return not self._paused and (self._quarantine_up if piece.quarantined else self._device_up)
 
     def _start(self, now_ms: float) -> None:
-        if self._running is not None:
+        if self._running:
             return
         runnable = [piece for piece in self._pieces if self._runnable(piece)]
         if not runnable:
             return
-        piece = min(runnable, key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.order))
-        self._pieces.remove(piece)
-        self._running, self._run_started_ms = piece, now_ms
-        held = piece.held
-        self._out.append(Run(held.link, held.batch, piece.indices, now_ms, piece.quarantined))
+        runnable.sort(key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.order))
+        pieces = self._running = (runnable[0], *self._company(runnable[0], runnable[1:], now_ms))
+        self._pieces = [piece for piece in self._pieces if piece not in pieces]
+        parts = tuple([Part(piece.held.link, piece.held.batch, piece.indices) for piece in pieces])
+        self._run_ends_ms = now_ms + _cost_of(pieces)
+        self._out.append(Run(parts, now_ms, pieces[0].quarantined))
 
-    def _stop(self, execute_ms: float) -> _Piece:
-        piece, self._running = self._running, None
-        assert piece is not None, "nothing was running"
-        piece.held.execute_ms += execute_ms
+    def _company(self, first: _Piece, others: Sequence[_Piece], now_ms: float) -> list[_Piece]:
+        """Of the others, by deadline, those that run with the first.
+
+        Together they make the largest batch that takes no longer than one after another would, has no more rows than
+        the broker of any of them allows, and in which whoever would be in time alone still is. The pieces of a half
+        stay together, as they had run together.
+        """
+        if first.half:
+            return [piece for piece in others if piece.half == first.half]
+        times = first.held.batch.times
+        alike = self._alike(first, others) if times else []
+        if not alike:
+            return []
+        first_ms = _sure_ms(first, first.rows)
+        end_ms_max = _end_ms_max(first, now_ms + first_ms)
+        for size, run_ms in reversed(times):
+            company, rows_run, apart_ms, ends_ms = list[_Piece](), first.rows, first_ms, now_ms + run_ms
+            if ends_ms > end_ms_max:
+                continue
+            for piece in alike:
+                if rows_run + piece.rows <= size <= piece.held.batch.times[-1][0]:
+                    alone_ms = _sure_ms(piece, piece.rows)
+                    if ends_ms <= _end_ms_max(piece, now_ms + alone_ms):
+                        company.append(piece)
+                        rows_run += piece.rows
+                        apart_ms += alone_ms
+            if company and run_ms <= apart_ms:
+                return company
+        return []
+
+    def _alike(self, piece: _Piece, others: Iterable[_Piece]) -> list[_Piece]:
+        """Those of the others that may run with it, if there is time: of its variant, with rows like its own."""
+        variant, kind = piece.held.batch.variant, rows.kind(piece.held.batch)
+        batches = [(other, other.held.batch) for other in others if not other.half]
+        return [o for o, of in batches if of.variant == variant and of.times and rows.kind(of) == kind]
+
+    def _stop(self, execute_ms: float, *, well: bool = True) -> tuple[_Piece, ...]:
+        """Each broker is told the time and the rows of the whole run: what it learns from is what the device did."""
+        pieces, self._running = self._running, ()
+        assert pieces, "nothing was running"
         self._regrant = True
-        return piece
+        rows_run = sum([piece.rows for piece in pieces]) if well else 0
+        for held in {id(piece.held): piece.held for piece in pieces}.values():
+            held.execute_ms += execute_ms
+            held.rows_run += rows_run
+        return pieces
 
-    def _ended_badly(self, piece: _Piece, *, crashed: bool) -> None:
-        held = piece.held
-        if not self._is_held(held):
+    def _ended_badly(self, pieces: tuple[_Piece, ...], *, crashed: bool) -> None:
+        first = pieces[0]
+        if first.held.batch.shadow:  # who is to blame is not looked for
+            if self._is_held(first.held):
+                items = [first.held.batch.items[i] for i in first.indices]
+                outcomes = [ItemOutcome(item.record, "returned", "INTERNAL", "it failed") for item in items]
+                self._settle(first.held, tuple(outcomes))
             return
-        if held.batch.shadow:  # who is to blame is not looked for
-            items = [held.batch.items[i] for i in piece.indices]
-            self._settle(held, tuple(ItemOutcome(item.record, "returned", "INTERNAL", "it failed") for item in items))
-            return
-        verdict = after_bad_end(piece.indices, crashed=crashed, quarantined=piece.quarantined)
+        suspects = [(piece.held, index) for piece in pieces for index in piece.indices]
+        verdict = after_bad_end(tuple(range(len(suspects))), crashed=crashed, quarantined=first.quarantined)
         if isinstance(verdict, Culprit):
+            held, index = suspects[verdict.index]
+            if not self._is_held(held):
+                return
             message = (
                 "this query brings the model's executor down"
                 if verdict.poisoned
                 else f"{held.batch.variant} raised an error on this query's inputs"
             )
-            item = held.batch.items[verdict.index]
+            item = held.batch.items[index]
             self._out.append(Answer(held.link, held.batch, (item,), "INTERNAL", message, verdict.poisoned))
             return
-        for part in verdict.parts:
-            if self._draining:
-                self._give_back(held, part, "draining")
-            else:
-                self._enqueue(held, part, verdict.quarantined)
+        for numbers in verdict.parts:
+            self._halves += 1
+            for held, indices in _by_batch([suspects[number] for number in numbers]):
+                if not self._is_held(held):  # its link was lost meanwhile
+                    continue
+                if self._draining:
+                    self._give_back(held, indices, "draining")
+                else:
+                    self._enqueue(held, indices, verdict.quarantined, self._halves)
 
     def _is_held(self, held: _Held) -> bool:
         return self._held.get((held.link, held.batch.batch)) is held
@@ -418,11 +535,40 @@ class DeviceQueue:
                 link.window_ms = window_ms
                 self._out.append(Tell(number, Credit(window_ms)))
 
+    def _call_for_company(self) -> None:
+        """What arrived and waits as the first of its kind: whoever has work queued is asked to fill it up."""
+        arrived, self._arrived = self._arrived, []
+        for piece in arrived:
+            batch = piece.held.batch
+            queued_ms = {
+                n: own_ms for n, link in self._links.items() if n != piece.held.link and (own_ms := link.queued_ms)
+            }
+            if not queued_ms or piece not in self._pieces or len(self._alike(piece, self._pieces)) > 1:
+                continue
+            room = batch.times[-1][0] - piece.rows
+            share = CALL_SHARE * room / sum(queued_ms.values())
+            for number, own_ms in queued_ms.items():
+                self._out.append(Tell(number, Call(batch.variant, min(room, max(1, round(share * own_ms))))))
+
+    def _tell_backlog(self, now_ms: float) -> None:
+        """To each broker that is wrong about it, since others sent something or something took another time."""
+        backlog_ms = sum([_cost_ms(piece) for piece in self._pieces])
+        if self._running:
+            backlog_ms += max(0.0, self._run_ends_ms - now_ms)
+        queued_ms = sum([link.queued_ms for link in self._links.values()])
+        for number, link in self._links.items():
+            wrong_ms = abs(max(0.0, link.ends_ms - now_ms) - backlog_ms)
+            others_ms = queued_ms - link.queued_ms
+            others_wrong_ms = abs(others_ms - link.others_ms)
+            if wrong_ms > max(BACKLOG_MS_MIN, BACKLOG_SHARE_MIN * backlog_ms) or others_wrong_ms > max(
+                BACKLOG_MS_MIN, DEMAND_SHARE_MIN * max(others_ms, link.others_ms)
+            ):
+                link.ends_ms, link.others_ms = now_ms + backlog_ms, others_ms
+                self._out.append(Tell(number, Backlog(backlog_ms, link.last_batch, others_ms)))
+
     def _publishing_ms(self) -> dict[int, float]:
         """By link, what has left the device and is not settled."""
-        on_device = {id(piece.held) for piece in self._pieces}
-        if self._running is not None:
-            on_device.add(id(self._running.held))
+        on_device = {id(piece.held) for piece in (*self._pieces, *self._running)}
         publishing_ms: dict[int, float] = {}
         for held in self._held.values():
             if id(held) not in on_device:
@@ -437,3 +583,31 @@ def _deadline_ms(batch: Batch, indices: Iterable[int]) -> float:
 def _cost_ms(piece: _Piece) -> float:
     batch = piece.held.batch
     return batch.cost_ms * len(piece.indices) / len(batch.items)
+
+
+def _sure_ms(piece: _Piece, rows_run: int) -> float:
+    """By the broker of the piece: how long so many rows surely take, at most as many as it says."""
+    return next(ms for rows_max, ms in piece.held.batch.times if rows_run <= rows_max)
+
+
+def _end_ms_max(piece: _Piece, end_ms: float) -> float:
+    """The earliest deadline in a piece that it would meet alone, at ``end_ms``."""
+    items = piece.held.batch.items
+    deadlines_ms = [items[i].latency_deadline_ms for i in piece.indices]
+    return min([d for d in deadlines_ms if d is not None and d >= end_ms], default=inf)
+
+
+def _by_batch(suspects: Iterable[tuple[_Held, int]]) -> list[tuple[_Held, tuple[int, ...]]]:
+    """Neighbours of one batch together."""
+    grouped = groupby(suspects, key=lambda suspect: id(suspect[0]))
+    found = [[*group] for _, group in grouped]
+    return [(group[0][0], tuple([index for _, index in group])) for group in found]
+
+
+def _cost_of(pieces: tuple[_Piece, ...]) -> float:
+    """Predicted ms of a run."""
+    first = pieces[0]
+    own_ms = _cost_ms(first)
+    if len(pieces) == 1 or not first.held.batch.times:
+        return sum([_cost_ms(piece) for piece in pieces])
+    return own_ms * _sure_ms(first, sum([p.rows for p in pieces])) / _sure_ms(first, first.rows)

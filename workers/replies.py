@@ -49,34 +49,39 @@ class Author:
 
 def of_run(
     run: Run, outputs: Sequence[BatchTensor], execute_ms: float, author: Author, now_ms: float
-) -> list[Outgoing]:
-    """One OK reply per item. ``now_ms`` is Kafka time; the cost is shared by rows."""
-    items = run.items
-    templates: dict[int, ReplyTemplate] = {}
-    replies = []
-    for item, data in zip(items, rows.split(outputs, [item.rows for item in items]), strict=True):
-        template = templates.get(item.rows)
-        if template is None:
-            template = templates[item.rows] = ReplyTemplate(_example(run, item.rows, outputs, data, execute_ms, author))
-        late = item.latency_deadline_ms is not None and now_ms > item.latency_deadline_ms
-        missed = (*item.missed, "latency") if late else item.missed
-        query = str(item.record)
-        queue_ms = max(0.0, run.started_ms - item.arrival_ms)
-        value = template.encode(item.id, query, queue_ms, missed, item.metadata, data, item.form)
-        replies.append(Outgoing(item, OK, value, headers.reply_headers(item.id, OK, query, item.headers)))
+) -> list[list[Outgoing]]:
+    """One OK reply per item, by the parts of the run. ``now_ms`` is Kafka time; the cost is shared by rows."""
+    templates: dict[tuple[float, int], ReplyTemplate] = {}
+    cuts = iter(rows.split(outputs, [item.rows for item in run.items]))
+    replies: list[list[Outgoing]] = []
+    for part in run.parts:
+        replies.append([])
+        for item in part.items:
+            data = next(cuts)
+            alike = part.batch.accuracy, item.rows
+            template = templates.get(alike)
+            if template is None:
+                template = templates[alike] = ReplyTemplate(_example(run, *alike, outputs, data, execute_ms, author))
+            late = item.latency_deadline_ms is not None and now_ms > item.latency_deadline_ms
+            missed = (*item.missed, "latency") if late else item.missed
+            query = str(item.record)
+            queue_ms = max(0.0, run.started_ms - item.arrival_ms)
+            value = template.encode(item.id, query, queue_ms, missed, item.metadata, data, item.form)
+            replies[-1].append(Outgoing(item, OK, value, headers.reply_headers(item.id, OK, query, item.headers)))
     return replies
 
 
 def _example(
     run: Run,
+    accuracy: float,
     rows_own: int,
     outputs: Sequence[BatchTensor],
     data: Sequence[memoryview],
     execute_ms: float,
     author: Author,
 ) -> Reply:
-    """What the replies to the queries of ``rows_own`` rows have in common."""
-    key, _ = split_variant(run.batch.variant)
+    """What the replies to the queries of one accuracy and of ``rows_own`` rows have in common."""
+    key, _ = split_variant(run.variant)
     model, _, version = key.rpartition(":")
     rows_run = run.rows
     return Reply(
@@ -89,9 +94,9 @@ def _example(
         ),
         model=model,
         version=int(version) if version.isdigit() else None,
-        variant=run.batch.variant,
+        variant=run.variant,
         group=author.group,
-        accuracy=run.batch.accuracy,
+        accuracy=accuracy,
         cost=author.price_per_hour / MS_PER_HOUR * execute_ms / rows_run * rows_own,
         batch_size=rows_run,
         execute_ms=execute_ms,

@@ -16,6 +16,9 @@ def check(batch: Batch) -> str | None:
     rows = sum(counts)
     if not batch.inputs or min(counts, default=0) < 1:
         return "a batch needs items with rows, and inputs"
+    sizes = [size for size, _ in batch.times]
+    if sizes and (sizes[0] < rows or sizes != sorted(sizes)):
+        return f"its times are of {sizes} rows, and it has {rows}"
     for tensor in batch.inputs:
         if not tensor.shape or tensor.shape[0] != rows:
             return f"input {tensor.name!r} has shape {list(tensor.shape)} for {rows} rows"
@@ -31,6 +34,26 @@ def gather(batch: Batch, indices: Sequence[int]) -> tuple[BatchTensor, ...]:
     spans = _spans(batch, indices)
     rows = sum(end - start for start, end in spans)
     return tuple(_take(tensor, spans, rows) for tensor in batch.inputs)
+
+
+def kind(batch: Batch) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Of a row; what is of one kind can be put together."""
+    return [(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in batch.inputs]
+
+
+def joined(parts: Sequence[tuple[BatchTensor, ...]]) -> tuple[BatchTensor, ...]:
+    """Inputs of one kind, one behind another."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(
+        BatchTensor(
+            columns[0].name,
+            columns[0].datatype,
+            (sum([column.shape[0] for column in columns]), *columns[0].shape[1:]),
+            b"".join([column.data for column in columns]),
+        )
+        for columns in zip(*parts, strict=True)
+    )
 
 
 def split(outputs: Sequence[BatchTensor], rows: Sequence[int]) -> list[tuple[memoryview, ...]]:

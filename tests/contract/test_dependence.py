@@ -24,6 +24,7 @@ SOURCES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.
 PURE = frozenset(
     {
         "broker.batcher",
+        "broker.calls",
         "broker.canary",
         "broker.catalog",
         "broker.conditions",

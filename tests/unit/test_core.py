@@ -723,3 +723,59 @@ def test_a_head_that_would_make_the_batch_small_gives_way_to_a_full_one_at_the_p
     else:
         assert hurried.record in batch
         assert len(batch) < 8
+
+
+def busy(bench: Bench, *variants: str) -> Any:
+    """A worker that is busy with another broker's work for 100 ms."""
+    worker = bench.worker(*variants, window_ms=500)
+    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0), 0.0)
+    return worker
+
+
+def test_what_waits_joins_another_brokers_batch_when_it_is_called() -> None:
+    bench = one(SLOW)
+    worker = busy(bench, M)
+    for _ in range(5):
+        bench.admit()
+    assert bench.poll() == []
+    bench.core.frame(worker, frames.Call(M, 3), 1.0)
+    (send,) = sends(bench.poll(1.0))
+    assert len(send.batch.items) == 3
+    bench.core.frame(worker, frames.Call("other:1/onnx-fp32", 3), 1.0)
+    assert sends(bench.poll(1.0)) == []
+    bench.core.frame(worker, frames.Call(M, 8), 1.0)
+    assert len(sends(bench.poll(1.0))[0].batch.items) == 2
+
+
+def test_what_waits_for_another_variant_of_the_task_joins_only_if_it_may() -> None:
+    bench = two(accuracy=0.99)
+    worker = busy(bench, A, B)
+    bench.admit(task="t", on_miss="degrade", prefer="accuracy", latency_ms_max=500.0)
+    bench.admit(task="t", accuracy_min=0.98, latency_ms_max=500.0)
+    bench.admit(variant=B, latency_ms_max=500.0)
+    assert bench.poll() == []
+    bench.core.frame(worker, frames.Call(A, 8), 1.0)
+    (send,) = sends(bench.poll(1.0))
+    assert (send.batch.variant, [item.record.offset for item in send.batch.items]) == (A, [0])
+
+
+def test_what_others_have_queued_counts_as_ahead() -> None:
+    bench = one()
+    worker = bench.worker(M)
+    bench.core.frame(worker, frames.Backlog(0.0, 0, 400.0), 0.0)
+    bench.admit(latency_ms_max=300.0)
+    assert [status for _, status in replies(bench.poll())] == ["RESOURCE_EXHAUSTED"]
+
+
+def test_to_a_worker_of_several_brokers_a_batch_says_how_long_larger_ones_take_that_are_useful() -> None:
+    bench = one(((1, 10.0), (2, 11.0), (4, 12.0)))
+    worker = bench.worker(M)
+    bench.admit()
+    (send,) = sends(bench.poll())
+    assert not send.batch.times, "alone, it puts together what runs itself"
+    bench.answer(worker, send.batch, 10.0)
+    bench.core.frame(worker, frames.Backlog(0.0, 0, 0.0), 11.0)
+    bench.admit()
+    (send,) = sends(bench.poll(11.0))
+    assert [rows for rows, _ in send.batch.times] == [1, 2, 4]
+    assert [ms for _, ms in send.batch.times] == sorted(ms for _, ms in send.batch.times)

@@ -6,12 +6,13 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worker_builders import VARIANT, batch, item
 
-from modelless.frames import Batch, CancelItems, Credit, Demand, ItemOutcome, Outcome
+from modelless.frames import Backlog, Batch, BatchTensor, Call, CancelItems, Credit, Demand, Item, ItemOutcome, Outcome
 from workers.device_queue import Answer, DeviceQueue, Instruction, Run, Tell
 
 
@@ -42,7 +43,8 @@ def offsets(run: Run | Answer) -> list[int]:
 
 def settle(queue: DeviceQueue, done: Run | Answer, now_ms: float) -> None:
     status = done.status if isinstance(done, Answer) else "OK"
-    queue.settled(done.link, done.batch.batch, [ItemOutcome(i.record, "answered", status) for i in done.items])
+    for part in [done] if isinstance(done, Answer) else done.parts:
+        queue.settled(part.link, part.batch.batch, [ItemOutcome(i.record, "answered", status) for i in part.items])
 
 
 def test_the_earliest_deadline_runs_first_and_one_at_a_time() -> None:
@@ -249,16 +251,18 @@ def test_urgent_brokers_get_more_credit_and_everybody_some() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32))
 def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) -> None:
-    """Random pushes, deadlines, cancellations, errors and crashes; checked from outside the queue."""
+    """Random pushes, deadlines, cancellations, errors, crashes and lost links; checked from outside the queue."""
     dice = random.Random(seed)
-    queue = make_queue(1, 2)
+    links = [1, 2, 3]
+    queue = make_queue(*links)
     pushed: dict[int, float | None] = {}
     fate: Counter[int] = Counter()
     sent: dict[tuple[int, int], set[int]] = {}
     bad = {offset for offset in range(200) if dice.random() < 0.1}
     unsettled: list[Run | Answer] = []
     running: Run | None = None
-    now_ms, number = 0.0, 0
+    now_ms, number, offset_next = 0.0, 0, 0
+    gone: set[int] = set()
 
     def carry_out(out: list[Instruction]) -> None:
         nonlocal running
@@ -266,6 +270,9 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
             if isinstance(instruction, Run):
                 assert running is None
                 running = instruction
+                assert len(
+                    {(part.link, part.batch.batch, index) for part in running.parts for index in part.indices}
+                ) == len(running.items)
                 for each in instruction.items:
                     assert each.deadline_ms is None or each.deadline_ms > now_ms
             elif isinstance(instruction, Answer):
@@ -278,19 +285,33 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
     for _ in range(120):
         now_ms += dice.random() * 5
         action = dice.random()
-        if action < 0.35 and len(pushed) < 190:
+        if action < 0.35 and offset_next < 190:
             number += 1
             items = []
             for _ in range(dice.randint(1, 6)):
                 deadline_ms = None if dice.random() < 0.3 else now_ms + dice.random() * 40
-                items.append(item(len(pushed), deadline_ms, rows=dice.randint(1, 3)))
-                pushed[len(pushed)] = deadline_ms
-            link = dice.choice((1, 2))
+                items.append(item(offset_next, deadline_ms, rows=dice.randint(1, 3)))
+                pushed[offset_next] = deadline_ms
+                offset_next += 1
+            link = dice.choice(links)
             sent[link, number] = {each.record.offset for each in items}
-            queue.push(link, batch(number, items, cost_ms=dice.random() * 9))
+            of = batch(number, items, cost_ms=dice.random() * 9)
+            own = sum(each.rows for each in items)
+            queue.push(link, replace(of, times=tuple((own + more, 3.0 + more / 4) for more in (0, 2, 8, 24))))
+            queue.demand(link, Demand(dice.choice((0.0, 5.0)), None))
+        elif action < 0.36:
+            link = links.pop(dice.randrange(len(links)))
+            queue.link_lost(link)
+            links.append(max(*links, link) + 1)
+            queue.link_up(links[-1])
+            for offset in [
+                o for (of_link, _), offsets in sent.items() if of_link == link for o in offsets - fate.keys()
+            ]:
+                del pushed[offset]
+                gone.add(offset)
         elif action < 0.4 and pushed:
-            for link in (1, 2):
-                queue.cancel(link, CancelItems(number, (item(dice.randrange(len(pushed))).record,)))
+            for link in links:
+                queue.cancel(link, CancelItems(number, (item(dice.randrange(offset_next)).record,)))
         elif action < 0.7 and running is not None:
             run, running = running, None
             if bad & set(offsets(run)):
@@ -323,6 +344,7 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
             settle(queue, unsettled.pop(), now_ms)
     carry_out(queue.poll(now_ms))
     assert queue.drained
+    assert not gone & fate.keys()
     assert fate == Counter(dict.fromkeys(pushed, 1))
 
 
@@ -424,3 +446,149 @@ def test_where_credit_was_not_divided_anew_that_would_have_told_nobody_anything(
         queue._regrant = True
         assert queue.poll(now_ms) == []
         queue._regrant = False
+
+
+TIMES = ((1, 10.0), (2, 11.0), (4, 13.0), (8, 17.0))
+
+
+def part(number: int, items: list[Item], times: tuple[tuple[int, float], ...] = TIMES) -> Batch:
+    rows = sum(each.rows for each in items)
+    return replace(batch(number, items, cost_ms=10.0), times=tuple(each for each in times if each[0] >= rows))
+
+
+def started(queue: DeviceQueue, now_ms: float) -> list[int]:
+    (run,) = runs(queue.poll(now_ms))
+    return offsets(run)
+
+
+def waiting(*batches: tuple[int, Batch]) -> DeviceQueue:
+    queue = make_queue(1, 2, 3)
+    queue.device(False)
+    for link, of in batches:
+        queue.push(link, of)
+    queue.poll(0)
+    queue.device(True)
+    return queue
+
+
+def test_what_several_brokers_sent_of_one_variant_runs_as_one_and_is_told_to_each() -> None:
+    queue = waiting((1, part(7, [item(1, 100.0)])), (2, part(7, [item(2, 90.0), item(3)])))
+    (run,) = runs(queue.poll(1))
+    assert (offsets(run), run.rows, run.inputs[0].shape) == ([2, 3, 1], 3, (3, 4))
+    assert [row[0] for row in np.frombuffer(run.inputs[0].data, "<f4").reshape(3, 4)] == [2.0, 3.0, 1.0]
+    queue.ran(13.0)
+    settle(queue, run, 20)
+    told = {i.link: i.frame for i in queue.poll(20) if isinstance(i, Tell) and isinstance(i.frame, Outcome)}
+    assert [(told[link].execute_ms, told[link].rows, told[link].rest_ok) for link in (1, 2)] == [(13.0, 3, True)] * 2
+
+
+def test_nobody_is_late_for_the_sake_of_company() -> None:
+    assert started(waiting((1, part(1, [item(1, 11.5)])), (2, part(1, [item(2), item(3), item(4)]))), 1) == [1]
+    assert started(waiting((1, part(1, [item(1, 5.0)])), (2, part(1, [item(2)]))), 1) == [1, 2], "late anyway"
+    assert started(waiting((1, part(1, [item(1, 90.0)])), (2, part(1, [item(2), item(3, 91.0)]))), 1) == [1, 2, 3]
+
+
+def test_together_they_are_no_more_than_any_broker_allows_and_no_slower_than_apart() -> None:
+    three = [item(2), item(3), item(4)]
+    assert started(waiting((1, part(1, [item(1, 90.0)], TIMES[:2])), (2, part(1, three))), 1) == [1]
+    assert started(waiting((1, part(1, [item(1, 90.0)])), (2, part(1, three, TIMES[:1]))), 1) == [1]
+    steep = ((1, 10.0), (2, 10.0), (4, 40.0))
+    assert started(waiting((1, part(1, [item(1, 90.0)], steep)), (2, part(1, three[:2], steep))), 1) == [1]
+
+
+def test_other_variants_shapes_and_shadows_do_not_join() -> None:
+    other_rows = BatchTensor("x", "FP32", (1, 2), b"\0" * 8)
+    queue = waiting(
+        (1, part(1, [item(1, 90.0)])),
+        (2, replace(part(1, [item(2)]), inputs=(other_rows,))),
+        (2, replace(part(2, [item(3)]), shadow=True, times=())),
+        (3, batch(1, [item(4)])),
+    )
+    assert started(queue, 1) == [1]
+
+
+@pytest.mark.parametrize("poison", [0, 3, 7])
+@pytest.mark.parametrize("crashes", [False, True])
+def test_who_harms_a_shared_run_is_found_as_in_one_batch(poison: int, crashes: bool) -> None:
+    queue = waiting(*[(link, part(1, [item(4 * link - 4 + i) for i in range(4)])) for link in (1, 2)])
+    queue.quarantine(True)
+    bad, blamed, answered = 0, [], list[int]()
+    for now_ms in range(40):
+        out = queue.poll(now_ms)
+        for answer in answers(out):
+            blamed += offsets(answer)
+            settle(queue, answer, now_ms)
+        for run in runs(out):
+            if poison in offsets(run):
+                bad += 1
+                (queue.crashed if crashes else queue.failed)(1.0)
+                queue.device(True)
+                queue.quarantine(True)
+            else:
+                queue.ran(1.0)
+                answered += offsets(run)
+                settle(queue, run, now_ms)
+    assert (bad, blamed, sorted(answered)) == (4, [poison], [i for i in range(8) if i != poison])
+
+
+def test_a_link_that_is_lost_in_mid_run_leaves_the_others_their_outcomes() -> None:
+    queue = waiting((1, part(1, [item(1, 50.0)])), (2, part(1, [item(2, 60.0)])))
+    (run,) = runs(queue.poll(1))
+    queue.link_lost(1)
+    assert [each.link for each in run.parts] == [1, 2], "both are published"
+    queue.ran(1.0)
+    settle(queue, run, 2)
+    assert [i.link for i in queue.poll(2) if isinstance(i, Tell) and isinstance(i.frame, Outcome)] == [2]
+
+
+def test_a_query_is_not_blamed_for_one_whose_link_was_lost_in_mid_run() -> None:
+    queue = waiting((1, part(1, [item(1, 50.0)])), (2, part(1, [item(2, 60.0)])))
+    queue.poll(1)
+    queue.link_lost(1)
+    queue.failed(1.0)
+    out = queue.poll(2)
+    assert answers(out) == []
+    assert offsets(runs(out)[0]) == [2]
+
+
+def test_predictions_of_a_shared_run_are_cut_by_batch() -> None:
+    asks = replace(part(1, [item(2, 60.0), item(3)]), predicts=True)
+    queue = waiting((1, part(1, [item(1, 50.0)])), (2, asks))
+    (run,) = runs(queue.poll(1))
+    queue.ran(1.0, (7, 8, 9))
+    settle(queue, run, 2)
+    told = {i.link: i.frame for i in queue.poll(2) if isinstance(i, Tell) and isinstance(i.frame, Outcome)}
+    assert (told[1].predictions, told[2].predictions) == ((), (8, 9))
+
+
+def test_several_brokers_are_told_what_the_device_has_to_do_and_one_alone_is_not() -> None:
+    def told(queue: DeviceQueue, now_ms: float) -> dict[int, Backlog]:
+        return {i.link: i.frame for i in queue.poll(now_ms) if isinstance(i, Tell) and isinstance(i.frame, Backlog)}
+
+    queue = make_queue(1, 2)
+    queue.poll(0)
+    queue.push(1, batch(5, [item(1)], cost_ms=30.0))
+    frames = told(queue, 1)
+    assert frames[2] == Backlog(30.0, 0, 0.0)
+    assert told(queue, 2) == {}, "they know"
+    queue.demand(1, Demand(80.0, None))
+    assert told(queue, 11) == {2: Backlog(20.0, 0, 80.0)}
+    queue.ran(11.0)
+    assert {link: frame.ends_in_ms for link, frame in told(queue, 12).items()} == {1: 0.0, 2: 0.0}
+    alone = make_queue(1)
+    alone.push(1, batch(5, [item(1)], cost_ms=30.0))
+    assert told(alone, 1) == {}
+
+
+def test_who_has_work_queued_is_called_to_fill_up_what_waits() -> None:
+    def called(queue: DeviceQueue, now_ms: float) -> dict[int, Call]:
+        return {i.link: i.frame for i in queue.poll(now_ms) if isinstance(i, Tell) and isinstance(i.frame, Call)}
+
+    queue = make_queue(1, 2, 3)
+    queue.demand(2, Demand(80.0, None))
+    queue.push(3, batch(1, [item(1)]))
+    queue.poll(0)
+    queue.push(1, part(1, [item(2)]))
+    assert called(queue, 1) == {2: Call(VARIANT, 7)}
+    queue.push(2, part(1, [item(3)]))
+    assert called(queue, 2) == {}, "it is the answer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isclose
 
 import numpy as np
@@ -17,7 +18,7 @@ from workers import channel, replies, rows
 from workers.answered import AnsweredLately
 from workers.bisect import Culprit, Retry, after_bad_end
 from workers.credit import Cap, divide
-from workers.device_queue import Answer, Run
+from workers.device_queue import Answer, Part, Run
 
 demands = st.dictionaries(
     st.integers(0, 9),
@@ -120,9 +121,9 @@ def test_what_is_no_message_is_one_error(junk: bytes) -> None:
 
 def test_replies_share_the_cost_by_rows_and_say_what_was_missed() -> None:
     of = batch(1, [item(1, 100.0, rows=3), item(2, None)])
-    run = Run(1, of, (0, 1), started_ms=40.0)
+    run = Run((Part(1, of, (0, 1)),), started_ms=40.0)
     author = replies.Author("cpu", 3.6)
-    first, second = replies.of_run(run, [tensor(np.ones((4, 2), "f4"), "y")], 8.0, author, now_ms=150.0)
+    ((first, second),) = replies.of_run(run, [tensor(np.ones((4, 2), "f4"), "y")], 8.0, author, now_ms=150.0)
     reply = decode_reply(first.value)
     assert (reply.status, reply.model, reply.version, reply.variant) == ("OK", "m", 1, "m:1/onnx-fp32")
     assert (reply.query, reply.batch_size, reply.queue_ms, reply.missed) == ("q/0/1", 4, 40.0, ("latency",))
@@ -130,6 +131,23 @@ def test_replies_share_the_cost_by_rows_and_say_what_was_missed() -> None:
     assert reply.outputs[0].shape == (3, 2)
     assert decode_reply(second.value).missed == ()
     assert (first.headers[1], first.headers[2]) == (("modelless-status", b"OK"), ("modelless-query", b"q/0/1"))
+
+
+def test_each_part_of_a_shared_run_has_its_own_rows_and_accuracy() -> None:
+    of = [batch(number, [item(number)]) for number in (1, 2)]
+    run = Run((Part(1, of[0], (0,)), Part(2, replace(of[1], accuracy=0.5), (0,))), started_ms=0.0)
+    first, second = replies.of_run(run, [tensor(np.array([[1.0], [2.0]], "f4"), "y")], 8.0, replies.Author("g", 0), 9.0)
+    told = [decode_reply(own[0].value) for own in (first, second)]
+    assert [(reply.accuracy, float(reply.outputs[0].to_numpy()[0, 0]), reply.batch_size) for reply in told] == [
+        (0.9, 1.0, 2),
+        (0.5, 2.0, 2),
+    ]
+
+
+def test_times_of_other_rows_are_refused() -> None:
+    two = batch(1, [item(1), item(2)])
+    assert rows.check(replace(two, times=((2, 1.0), (4, 2.0)))) is None
+    assert "its times are of [1]" in str(rows.check(replace(two, times=((1, 1.0),))))
 
 
 def test_a_poisoned_query_is_reported_as_such() -> None:
