@@ -1,11 +1,11 @@
 """The plan: what is loaded on which worker, and who measures what. The planner's pure part.
 
 **Loading.** Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth`
-says what that is), in rounds: what serves the demand best, by the placement (:mod:`broker.placement`); the quickest
-that does for each class of demand goes everywhere, so that any worker can help out when it is more than was planned
-for; what is in use stays where it is; what is used or wanted goes everywhere; what is worth anything goes somewhere;
-then everywhere; and what is loaded for no reason stays while there is room for it. So what goes is what something
-better needs the memory of, or whose version goes.
+says what that is), in rounds: what is in use by those who name models stays where it is; what serves the tasks' demand
+best, by the placement (:mod:`broker.placement`); the quickest that does for each class of demand goes everywhere, so
+that any worker can help out when it is more than was planned for; what else is in use stays; what is used or wanted
+goes everywhere; what is worth anything goes somewhere; then everywhere; and what is loaded for no reason stays while
+there is room for it. Without demand by task what is in use is never evicted.
 
 **Measuring.** What a group's workers can make and has no valid profile there is measured by one of them; the variants
 of one model by the same one, whose files it has. While nothing of a model is profiled, what is quickest made goes
@@ -144,12 +144,16 @@ class Planner:
             wants = {f"{variant}@{name}": 0.0 for variant in shadows}
             wants.update({key: rate for key, (rate, _) in self._wants.items()})
             values = valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
-            load = _place(group, values, used, allocated, _quickest(group, default, situation.demand))
+            quickest = _quickest(group, default, situation.demand)
+            asked = {each.task for each in situation.demand}
+            load = _place(group, values, used, asked, allocated, quickest)
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
-            for worker in workers:
+            for number, worker in enumerate(workers):
+                turn = number % len(quickest) if quickest else 0  # so that each task is soon served by somebody
+                first = (*allocated.get(worker.name, ()), *quickest[turn:], *quickest[:turn])
                 assignments[worker.name] = Assignment(
-                    _in_order(load[worker.name], before.get(worker.name)),
+                    _in_order(load[worker.name], first, before.get(worker.name)),
                     tuple(measure[worker.name]),
                     outdated.get(worker.name, {}),
                 )
@@ -208,7 +212,12 @@ class Planner:
             for each in situation.demand
         ]
         found = placement.place(demands, choices, fleet_groups, self._options)
-        self._allocation = found.load
+        used = {key for shares in found.shares for key in shares}
+        self._allocation = {
+            worker.name: [variant for variant in found.load[worker.name] if (variant, group.name) in used]
+            for group in groups
+            for worker in group.workers
+        }
         self._routes = tuple(
             Route(
                 demand.task,
@@ -338,10 +347,11 @@ def _place(
     group: _Group,
     values: Sequence[Valued],
     used: Set[str],
+    asked: Set[str],
     allocated: Mapping[str, Sequence[str]],
     quickest: Sequence[str],
 ) -> dict[str, list[str]]:
-    """What each worker loads, the most valuable first. See the module for the rounds."""
+    """What each worker loads, the most valuable first. See the module for the rounds; ``asked``: tasks."""
     load: dict[str, dict[str, Valued]] = {worker.name: {} for worker in group.workers}
     free_bytes = {worker.name: worker.memory_bytes_max for worker in group.workers}
     before = {worker.name: set(group.before(worker).load) for worker in group.workers}
@@ -359,20 +369,26 @@ def _place(
         copies[of.variant] += 1
         return True
 
+    def stay(value: Valued) -> None:
+        for worker in load:
+            if value.item.variant in before[worker]:
+                put(worker, value)
+
     worthy = [value for value in values if value.worth is not Worth.NOTHING]
     by_variant = {value.item.variant: value for value in values}
+    in_use = [value for value in values if value.item.key in used]
+    for value in in_use:
+        if value.item.model.task not in asked:
+            stay(value)
     for worker in load:
         for variant in allocated.get(worker, ()):
             if variant in by_variant:
                 put(worker, by_variant[variant])
-    for variant in quickest:
+    for variant in quickest if asked else ():
         for worker in load:
             put(worker, by_variant[variant])
-    for value in values:
-        if value.item.key in used:
-            for worker in load:
-                if value.item.variant in before[worker]:
-                    put(worker, value)
+    for value in in_use:
+        stay(value)
     for value in worthy:
         if value.worth <= Worth.WANTED:
             for worker in load:
@@ -385,9 +401,7 @@ def _place(
         for worker in load:
             put(worker, value)
     for value in values:
-        for worker in load:
-            if value.item.variant in before[worker]:
-                put(worker, value)
+        stay(value)
     return {
         worker: [
             value.item.variant for value in sorted(known.values(), key=lambda v: (v.worth, v.rank, v.item.variant))
@@ -397,20 +411,18 @@ def _place(
 
 
 def _quickest(group: _Group, default: Set[str], demand: Sequence[Demanded]) -> list[str]:
-    """What takes the least device time of all that does for a class of demand, that of the most asked for first."""
+    """What takes the least device time of all that does for a class of demand, that of the most asked for first.
+
+    While nothing is known to be asked for: of each task.
+    """
+    items = [each for each in group.items if each.model.key in default]
+    asked = [(each.task, 0.0 if each.degrades else each.accuracy_min, each.rows_per_second) for each in demand]
     rates: dict[str, float] = defaultdict(float)
-    for asked in demand:
-        able = [
-            each
-            for each in group.items
-            if each.model.key in default
-            and each.model.task == asked.task
-            and (asked.degrades or each.point.accuracy >= asked.accuracy_min)
-        ]
+    for task, floor, rate in asked or [(task, 0.0, 0.0) for task in sorted({each.model.task for each in items})]:
+        able = [each for each in items if each.model.task == task and each.point.accuracy >= floor]
         if able:
-            rates[min(able, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant)).variant] += (
-                asked.rows_per_second
-            )
+            quickest = min(able, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant))
+            rates[quickest.variant] += rate
     return sorted(rates, key=lambda variant: (-rates[variant], variant))
 
 
@@ -505,11 +517,11 @@ def _reasons(
             yield f"{of.variant} is not loaded on {group.name}: {beaten_by(of, siblings[of.model.key])}"
 
 
-def _in_order(load: Sequence[str], before: Assignment | None) -> tuple[str, ...]:
-    """The order of loading is no reason for a new plan."""
-    if before is not None and set(before.load) == set(load):
-        return before.load
-    return tuple(load)
+def _in_order(load: Sequence[str], first: Sequence[str], before: Assignment | None) -> tuple[str, ...]:
+    """What the demand needs first, then the most valuable. Otherwise the order of loading is no reason for a plan."""
+    known = before.load if before is not None else ()
+    places = {variant: place for place, variant in enumerate(dict.fromkeys((*known, *first, *load)))}
+    return tuple(sorted(load, key=lambda variant: (variant not in first, places[variant])))
 
 
 def variants(model: ModelVersion, builders: Sequence[tuple[str, str]]) -> list[str]:

@@ -142,18 +142,18 @@ class _Worker:
         self.follow()
 
     def follow(self) -> None:
-        """Unload what the plan does not name, once nothing waits for it; load what it does, as far as it fits."""
+        """Unload what the plan does not name, once nothing waits for it; load what it does, one by one, as it fits."""
         ours, device, world = self.ours, self.device, self.ours.world
         wanted = [ours.names.theirs[variant] for variant in self.load]
         gone = [v for v in device.loaded - set(wanted) if not self.queue.holds(ours.name_of(v, device.group))]
         for variant in gone:
             world.unload(device, variant)
-        for variant in [v for v in device.loading[1:] if v not in wanted]:
-            world.unload(device, variant)
-        for variant in wanted:
-            profile = world.portfolio.by_key[variant, device.group]
-            if profile.memory_mb <= world.free_mb(device):
-                world.load(device, variant)
+        if not device.loading:
+            free_mb, by_key = world.free_mb(device), world.portfolio.by_key
+            missing = [variant for variant in wanted if variant not in device.loaded]
+            fitting = [variant for variant in missing if by_key[variant, device.group].memory_mb <= free_mb]
+            if fitting:
+                world.load(device, fitting[0])
         if gone:
             self.tell_state()
 
@@ -348,6 +348,7 @@ class Ours:
 
     def loaded(self, device: Device, variant: str) -> None:
         worker = self.workers[device.name]
+        worker.follow()
         worker.tell_state()
         worker.kick()
 

@@ -212,8 +212,8 @@ def test_many_workers_get_what_fits_and_greedy_is_not_far_behind(seed: int) -> N
 
 def test_demand_beyond_the_fleet_is_served_as_far_as_possible() -> None:
     found = place([demand(1000.0)], [FAST, GOOD], [group()], PLAIN)
-    assert found.served_rows_per_s == pytest.approx(180.0)  # 900 ms in batches of 4 in 20 ms
-    assert found.shares[0] == {("fast", "g"): pytest.approx(0.18)}
+    assert found.served_rows_per_s == pytest.approx(160.0)  # 800 ms in batches of 4 in 20 ms
+    assert found.shares[0] == {("fast", "g"): pytest.approx(0.16)}
 
 
 def test_what_no_variant_can_meet_gets_nothing() -> None:

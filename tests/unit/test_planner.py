@@ -25,7 +25,7 @@ from broker.planner import (
     Situation,
     variants,
 )
-from modelless.messages import Assignment, BatchTime, Correction, Labels, ModelVersion, Plan, Profile
+from modelless.messages import Assignment, BatchTime, Correction, Demanded, Labels, ModelVersion, Plan, Profile
 
 MIB = 1 << 20
 BUILDERS = (("onnx", "onnx-fp32"), ("onnx", "onnx-int8"), ("onnx", "openvino-fp32"), ("safetensors", "torch-fp32"))
@@ -296,6 +296,43 @@ def test_nothing_in_use_is_evicted_for_what_is_wanted() -> None:
     assert play.loaded(now_ms + IN_USE_MS, rates={"a:1/onnx-fp32@cpu": 3.0}) == {"a:1/onnx-fp32", "c:1/onnx-fp32"}
     assert play.plan is not None
     assert play.plan.reasons[0].startswith("b:1/onnx-fp32 does not fit on cpu")
+
+
+def asked(task: str, rows_per_second: float = 1.0, accuracy_min: float = 0.0) -> Demanded:
+    return Demanded(task, 1000.0, accuracy_min, "accuracy", True, rows_per_second)
+
+
+def test_any_worker_has_what_is_quickest_for_each_class_of_demand_and_what_is_named_stays() -> None:
+    """Before what else is in use: it is what bursts are served with."""
+    models = [model("quick"), model("slow"), model("named", task="u")]
+    kinds = {"quick": (0.7, 1.0), "slow": (0.9, 50.0), "named": (0.9, 5.0)}
+    profiles = [ready(each, 40, accuracy=kinds[each.name][0], ms=kinds[each.name][1]) for each in models]
+    play = Play(models, profiles, [worker()])
+    quick, slow, named = (f"{each.key}/onnx-fp32" for each in models)
+    used = {f"{variant}@cpu": 1.0 for variant in (slow, named)}
+    assert play.loaded(models={m.key: m for m in models[1:]}, rates=used) == {slow, named}
+    now_ms = 10 * IN_USE_MS
+    everything = {m.key: m for m in models}
+    assert play.loaded(now_ms, models=everything, rates=used) == {slow, named}, "it is in use"
+    assert play.loaded(now_ms + 1, demand=[asked("t", 1000.0)]) == {quick, named}
+    assert play.next(now_ms + 2)["cpu-0"].load[0] == quick, "and is loaded first"
+
+
+def test_who_needs_accuracy_has_the_quickest_that_is_accurate_everywhere() -> None:
+    models = [model("quick"), model("slow")]
+    profiles = [ready(models[0], 60, accuracy=0.7, ms=1.0), ready(models[1], 60, accuracy=0.9, ms=50.0)]
+    workers = [worker(f"cpu-{number}") for number in range(3)]
+    asks = Demanded("t", 1000.0, 0.8, "cost", False, 1.0)
+    loads = [each.load for each in Play(models, profiles, workers).next(demand=[asks]).values()]
+    assert loads == [("slow:1/onnx-fp32",)] * 3
+
+
+def test_while_nothing_is_asked_for_what_is_quick_is_loaded_first_and_other_tasks_on_other_workers() -> None:
+    models = [model(f"{task}{kind}", task=task) for task in "abc" for kind in (0, 1)]
+    profiles = [ready(m, 10, accuracy=0.9 if "1" in m.name else 0.7, ms=50.0 if "1" in m.name else 1.0) for m in models]
+    plan = Play(models, profiles, [worker(f"cpu-{number}") for number in range(3)]).next()
+    firsts = [[variant[:2] for variant in each.load[:3]] for each in plan.values()]
+    assert firsts == [["a0", "b0", "c0"], ["b0", "c0", "a0"], ["c0", "a0", "b0"]]
 
 
 def test_what_is_loaded_and_beaten_or_old_stays_until_its_memory_is_needed_or_it_is_gone() -> None:
