@@ -5,30 +5,38 @@ so that it grows by itself while the device is busy and a lone query is never ke
 is the largest that is useful (beyond some size throughput stops growing), whose predicted end still meets the
 deadline at the head of the queue, and that does not block the device for more than half of the shortest latency
 that anybody asked of the group lately: a batch cannot be interrupted.
+
+What belongs to a topic that is ahead of its share (:mod:`broker.fairness`) waits behind all others, by deadline too.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Sequence
-from itertools import count
-from typing import Protocol
+from itertools import count, islice
+from typing import TYPE_CHECKING, Protocol
 
 from broker.catalog import Candidate
 from broker.ledger import Entry
 from modelless.frames import BatchTensor
 from modelless.tensors import Tensor
 
+if TYPE_CHECKING:
+    from broker.fairness import Account
+
 Signature = tuple[tuple[int, ...], ...]
 NEVER = float("inf")
 RUN_SHARE = 0.5
 """Of a query's slack, or of the shortest latency asked of a group lately: no batch takes more, if it can be smaller."""
+BEHIND_MS = 1e14
+"""Later than any deadline. Who is ahead of its share waits in the order of its deadlines so much later."""
 TIGHTNESS_PERIOD_MS = 5000.0
 _sequence = count()
 
 
 class Changed(Protocol):
-    """Somebody came or went; ``head``: the most urgent one is another one now, or nobody."""
+    """Somebody came or went; ``head``: the first one, or the one due first, is another one now, or nobody."""
 
     def __call__(self, *, head: bool) -> None: ...
 
@@ -37,12 +45,27 @@ def _unheard(*, head: bool) -> None:
     pass
 
 
+def order_ms(entry: Entry, group: str, deadline_ms: float | None = None) -> float:
+    """Where it waits among all of a group: by its deadline, and if its topic is ahead of its share, behind the others.
+
+    Args:
+        deadline_ms: default: its latency deadline; none: last.
+    """
+    if deadline_ms is None:
+        deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
+    if entry.account is not None and entry.account.is_ahead(group):
+        deadline_ms += BEHIND_MS
+    return deadline_ms
+
+
 class VariantQueue:
-    """Entries that wait for one candidate. Sorted by deadline, then by arrival."""
+    """Entries that wait for one candidate, in the order of their :func:`order_ms`, then of their arrival."""
 
     def __init__(self, candidate: Candidate, signature: Signature = (), on_change: Changed = _unheard) -> None:
         self.candidate, self.signature, self._on_change = candidate, signature, on_change
         self.rows = 0
+        self.accounts: Counter[Account] = Counter()
+        """Of the entries that wait; empty while there is one topic only."""
         self._block_ms, self._rows_of_batch = NEVER, candidate.table.rows_useful
         self._waiting: list[tuple[float, int, Entry]] = []
 
@@ -54,24 +77,49 @@ class VariantQueue:
         return self._waiting[0][2]
 
     @property
-    def head_deadline_ms(self) -> float:
+    def head_order_ms(self) -> float:
+        """Where the head is in the order of all queues; inf if nobody waits, or without a deadline."""
         return self._waiting[0][0] if self._waiting else NEVER
 
     @property
-    def tail_deadline_ms(self) -> float:
-        """Of the last one: inf if it has none, minus inf if nobody waits."""
-        return self._waiting[-1][0] if self._waiting else -NEVER
+    def head_deadline_ms(self) -> float:
+        """The earliest deadline of all."""
+        first_ms = self.head_order_ms
+        if self.accounts and (front := self._front) < len(self._waiting):
+            return min(first_ms, self._waiting[front][0] - BEHIND_MS)
+        return first_ms
+
+    @property
+    def front_ms(self) -> float:
+        """Who is earlier in the order is as little or as much behind as the head is."""
+        return BEHIND_MS if self.accounts and self.head_order_ms < BEHIND_MS else NEVER
+
+    def tail_ms(self, before_ms: float = NEVER) -> float:
+        """The last place in the order that is before ``before_ms``; minus inf if there is none."""
+        waiting = self._waiting
+        last = bisect_left(waiting, (before_ms,)) if waiting and waiting[-1][0] >= before_ms else len(waiting)
+        return waiting[last - 1][0] if last else -NEVER
 
     def add(self, entry: Entry, deadline_ms: float | None = None) -> None:
         """Wait in the order of ``deadline_ms`` (default: the entry's latency deadline; none: last)."""
-        if deadline_ms is None:
-            deadline_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
-        self._put(entry, (deadline_ms, next(_sequence)))
+        self._put(entry, (order_ms(entry, self.candidate.group, deadline_ms), next(_sequence)))
 
     def move_from(self, queue: VariantQueue, entry: Entry) -> None:
         """Wait here instead, in the same order."""
         queue.remove(entry)
         self._put(entry, entry.sort_key)
+
+    def reorder(self, account: Account) -> None:
+        """All of a topic's entries go behind the others, or back."""
+        if account not in self.accounts:
+            return
+        shift_ms = BEHIND_MS if account.is_ahead(self.candidate.group) else -BEHIND_MS
+        for index, (place_ms, number, entry) in enumerate(self._waiting):
+            if entry.account is account and (place_ms >= BEHIND_MS) != (shift_ms > 0):
+                entry.sort_key = (place_ms + shift_ms, number)
+                self._waiting[index] = (*entry.sort_key, entry)
+        self._waiting.sort()
+        self._on_change(head=True)
 
     def _put(self, entry: Entry, key: tuple[float, int]) -> None:
         entry.sort_key, entry.place = key, self
@@ -81,61 +129,96 @@ class VariantQueue:
         else:
             waiting.append((*key, entry))
         self.rows += entry.rows
-        self._on_change(head=waiting[0][2] is entry)
+        if entry.account is not None:
+            self.accounts[entry.account] += 1
+            entry.charged_ms = self.candidate.row_ms * entry.rows
+            entry.account.add(self.candidate.group, entry.charged_ms)
+        self._on_change(head=waiting[0][2] is entry or BEHIND_MS <= key[0] < NEVER)
 
     def remove(self, entry: Entry) -> None:
         index = bisect_left(self._waiting, entry.sort_key)
         assert self._waiting[index][2] is entry
-        del self._waiting[index]
-        self._left([entry], head=index == 0)
+        self._take(index, 1)
 
     def due(self, now_ms: float) -> list[Entry]:
-        """Take out every entry whose place in the order has passed."""
-        return self._take(bisect_left(self._waiting, (now_ms, NEVER)))
+        """Take out every entry whose deadline has passed."""
+        taken = self._take(0, bisect_left(self._waiting, (now_ms, NEVER)))
+        if self.accounts:
+            front = self._front
+            taken += self._take(front, bisect_left(self._waiting, (BEHIND_MS + now_ms, NEVER)) - front)
+        return taken
 
-    def take(self, rows_max: int) -> list[Entry]:
-        """Take out the head and as many behind it as fit into ``rows_max`` rows."""
-        rows = taken = 0
-        for _, _, entry in self._waiting:
-            if taken and rows + entry.rows > rows_max:
-                break
-            rows += entry.rows
-            taken += 1
-        return self._take(taken)
+    def take(self, rows_max: int, start_ms: float = -NEVER) -> list[Entry]:
+        """Take out the head and as many behind it as fit into ``rows_max`` rows.
+
+        Args:
+            start_ms: when they will start to run. Who waits behind other topics, and would be late so, waits on.
+        """
+        waiting = self._waiting
+        front = self._front if self.accounts else 0
+        number, rows = self._fitting(0, front or len(waiting), rows_max)
+        if number != front or front == len(waiting):
+            return self._take(0, number)
+        rest = bisect_left(waiting, (BEHIND_MS + start_ms + self.candidate.table.p50_ms(rows_max),))
+        behind, _ = self._fitting(rest, len(waiting), rows_max, rows)
+        joining = self._take(rest, behind)
+        return self._take(0, number) + joining
 
     def first(self, number: int) -> list[tuple[float, int, Entry]]:
-        """(deadline, order, entry) of the most urgent ones."""
+        """(order, number, entry) of the most urgent ones."""
         return self._waiting[:number]
 
     def take_all(self) -> list[Entry]:
-        return self._take(len(self._waiting))
+        return self._take(0, len(self._waiting))
 
-    def ahead_ms(self, deadline_ms: float, block_ms: float = NEVER) -> float:
-        """Predicted time to work off what would run before a new entry with that deadline, in batches of its size."""
-        waiting = self._waiting
-        if not waiting:
+    def ahead_ms(self, before_ms: float, block_ms: float = NEVER) -> float:
+        """Predicted time to work off what would run before a new entry at that place, in batches of its size."""
+        rows = self.rows_before(before_ms)
+        if not rows:
             return 0.0
-        rows = self.rows
-        if deadline_ms < waiting[-1][0]:
-            if deadline_ms <= waiting[0][0]:
-                return 0.0
-            rows = rows * bisect_left(waiting, (deadline_ms,)) // len(waiting)
         if block_ms != self._block_ms:
             self._block_ms = block_ms
             self._rows_of_batch = self.candidate.table.rows_within(NEVER, 1, block_ms)
         return self.candidate.table.queue_ms(rows, self._rows_of_batch)
 
-    def _take(self, number: int) -> list[Entry]:
-        taken = [entry for _, _, entry in self._waiting[:number]]
-        del self._waiting[:number]
-        self._left(taken, head=True)
-        return taken
+    def rows_before(self, before_ms: float) -> int:
+        """Of the entries before that place in the order, if they were of the mean size."""
+        waiting = self._waiting
+        if not waiting or before_ms >= waiting[-1][0]:
+            return self.rows
+        if before_ms <= waiting[0][0]:
+            return 0
+        return self.rows * bisect_left(waiting, (before_ms,)) // len(waiting)
 
-    def _left(self, entries: Sequence[Entry], *, head: bool) -> None:
-        for entry in entries:
+    @property
+    def _front(self) -> int:
+        """How many wait before those that are ahead of their share."""
+        return bisect_left(self._waiting, (BEHIND_MS,))
+
+    def _fitting(self, start: int, end: int, rows_max: int, rows: int = 0) -> tuple[int, int]:
+        """How many from ``start`` on fit, one at least if there are no ``rows`` yet; and all rows then."""
+        number = 0
+        for _, _, entry in islice(self._waiting, start, end):
+            if rows and rows + entry.rows > rows_max:
+                break
+            rows += entry.rows
+            number += 1
+        return number, rows
+
+    def _take(self, start: int, number: int) -> list[Entry]:
+        places = self._waiting[start : start + number]
+        del self._waiting[start : start + number]
+        taken = [entry for _, _, entry in places]
+        for entry in taken:
             self.rows -= entry.rows
             entry.place = None
-        self._on_change(head=head)
+            if (account := entry.account) is not None:
+                self.accounts[account] -= 1
+                if not self.accounts[account]:
+                    del self.accounts[account]
+                account.take(self.candidate.group, entry.charged_ms)
+        self._on_change(head=not start or (bool(places) and places[0][0] >= BEHIND_MS))
+        return taken
 
 
 def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) -> int:

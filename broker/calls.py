@@ -21,7 +21,7 @@ def joining(group: Group, candidate: Candidate, rows_max: int, catalog: Catalog)
     queues = [queue for queue in group.queues.values() if queue and queue.candidate.model.task == candidate.model.task]
     if not queues:
         return None
-    signature = min(queues, key=lambda queue: queue.head_deadline_ms).signature
+    signature = min(queues, key=lambda queue: queue.head_order_ms).signature
     found = group.queue_of(candidate, signature)
     if found.candidate is not candidate:
         return None

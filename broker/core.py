@@ -16,12 +16,12 @@ its partition.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
 
-from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated
+from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated, order_ms
 from broker.calls import joining
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target, match_inputs
@@ -29,6 +29,7 @@ from broker.conditions import Conditions
 from broker.demand import DemandMeter
 from broker.devices import Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
+from broker.fairness import Account, Fairness
 from broker.gathering import gathered, spoils_batch
 from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
@@ -104,7 +105,13 @@ Instruction = Send | CancelSent | Reply | Bury | TellDemand
 class Core:
     """One broker's state. The shell owns the one instance and is its only caller."""
 
-    def __init__(self, *, accuracy_slack: float = 0.02, attempts_max: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        accuracy_slack: float = 0.02,
+        attempts_max: int = 3,
+        topic_weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.catalog = Catalog()
         self.ledger = Ledger(self._withdraw)
         self.groups: dict[str, Group] = {}
@@ -114,6 +121,7 @@ class Core:
         self._prices = Prices()
         self._selector = Selector(accuracy_slack, self._prices)
         self._attempts_max = attempts_max
+        self._fairness = Fairness(topic_weights)
         self._parked: list[tuple[float, int, Entry]] = []
         self._parks = True
         self._ready: dict[tuple[str, str], list[Worker]] = {}
@@ -135,6 +143,8 @@ class Core:
     def admit(self, entry: Entry, now_ms: float) -> None:
         """A decoded query enters; its record was accepted by the ledger."""
         self.ledger.open(entry)
+        if entry.latency_deadline_ms is not None:  # without one it waits behind everybody as it is
+            entry.account = self._fairness.account(entry.source.record.topic)
         if self._cancelled and self._was_cancelled(entry):
             self._reply(entry, "CANCELLED", "cancelled before it started")
         else:
@@ -302,6 +312,8 @@ class Core:
             self.catalog.rank_observed(now_ms)
             self._prices.ranges = self.catalog.price_ranges()
         self._polled_ms = now_ms
+        if self._fairness.several:
+            self._order_by_shares(now_ms)
         self._expire(now_ms)
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
@@ -385,8 +397,9 @@ class Core:
             latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
             self._demand.add(entry.query, latency_ms, floor, entry.rows)
         wanting = first and next(self._turn)
+        routes = None if self._fairness.spares(entry.account) else self._routes  # those are for what all ask for
         choice = self._selector.choose(
-            entry, target, now_ms, self._wait_ms, floor, wanting=wanting, routes=self._routes, find=self._candidate
+            entry, target, now_ms, self._wait_ms, floor, wanting=wanting, routes=routes, find=self._candidate
         )
         if first and choice.wanted is not None:
             times = WANT_TURNS if isinstance(choice, Chosen) else 1
@@ -431,7 +444,7 @@ class Core:
 
     def _wait_ms(self, of: Class, entry: Entry, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry."""
-        return self.groups[of.group].wait_ms(of.team, entry.latency_deadline_ms, now_ms)
+        return self.groups[of.group].wait_ms(of.team, order_ms(entry, of.group), now_ms)
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = match_inputs(entry.query.inputs, candidate.model.inputs)
@@ -442,7 +455,10 @@ class Core:
         group = self.groups[candidate.group]
         group.queue_of(candidate, signature).add(entry)
         if entry.latency_deadline_ms is not None:
-            group.tightness.observe(entry.latency_deadline_ms - entry.source.arrival_ms, now_ms)
+            latency_ms = entry.latency_deadline_ms - entry.source.arrival_ms
+            group.tightness.observe(latency_ms, now_ms)
+            if entry.account is not None:
+                entry.account.at(group.name).tightness.observe(latency_ms, now_ms)
         return None
 
     def _place_all(self, entries: Iterable[Entry], now_ms: float) -> None:
@@ -517,7 +533,7 @@ class Core:
         queues = list(group.queues.values())
         free = [worker for worker in group.workers.values() if worker.has_room(now_ms)]
         while free and (queues := [queue for queue in queues if queue]):
-            queue = min(queues, key=lambda q: q.head_deadline_ms)
+            queue = min(queues, key=lambda q: q.head_order_ms)
             able = [worker for worker in free if queue.candidate.variant in worker.ready]
             if not able:
                 queues.remove(queue)
@@ -527,11 +543,12 @@ class Core:
             if len(queues) > 1 and not self.catalog.labels:
                 queue = gathered(queue, queues, worker, start_ms, block_ms, self.catalog, self._prices)
             rows = batch_rows(queue, start_ms, block_ms)
-            of, waiting = queue.candidate, sum([each.rows for each in queues])
-            price = self._prices.of(of.group, of.team)
+            of, front_ms = queue.candidate, queue.front_ms
+            waiting = sum([each.rows_before(front_ms) for each in queues])
+            price = self._prices.of(of.group, of.team, queue.head.account)
             spoils = rows > 0 and spoils_batch(queue, rows, waiting, block_ms, price)
             if rows and not spoils:
-                self._send(worker, queue.candidate, queue.take(rows), block_ms, now_ms)
+                self._send(worker, queue.candidate, queue.take(rows, start_ms), block_ms, now_ms)
                 if not worker.has_room(now_ms):
                     free.remove(worker)
             else:
@@ -547,10 +564,10 @@ class Core:
         queue = joining(group, candidate, call.rows, self.catalog)
         if queue is None:
             return
-        block_ms = group.block_ms(now_ms)
-        rows = min(batch_rows(queue, worker.start_ms(now_ms), block_ms), call.rows)
+        start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
+        rows = min(batch_rows(queue, start_ms, block_ms), call.rows)
         if rows:
-            self._send(worker, candidate, queue.take(rows), block_ms, now_ms)
+            self._send(worker, candidate, queue.take(rows, start_ms), block_ms, now_ms)
 
     def _loaded_in(self, entry: Entry, group: Group) -> tuple[Candidate, ...]:
         """All of what it asks for that the group has loaded."""
@@ -566,6 +583,8 @@ class Core:
         if candidate.model.name in self.counts:
             sent.predicts = self._shadows.samples(candidate, entries)
         worker.give(sent, now_ms)
+        if self._fairness.several:
+            self._charge(sent)
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
         for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
@@ -574,6 +593,27 @@ class Core:
         self.statistics.cost_usd[candidate.model.task] += cost_ms * candidate.price_per_ms
         times = candidate.table.times(rows, block_ms) if worker.is_shared else ()
         self._instructions.append(Send(worker, _batch(sent, entries, times)))
+
+    def _charge(self, sent: Sent) -> None:
+        """A batch's time counts for the topics in it, and as served to all that could have had it."""
+        costs_ms: dict[Account, float] = defaultdict(float)
+        for entry in sent.entries.values():
+            if entry.account is not None:
+                costs_ms[entry.account] += sent.cost_ms * entry.rows / sent.rows
+        group, ready = self.groups[sent.worker.group], sent.worker.ready
+        here, elsewhere = set(costs_ms), set[Account]()
+        for queue in group.queues.values():
+            (here if queue.candidate.variant in ready else elsewhere).update(queue.accounts)
+        self._fairness.sent(group.name, costs_ms, elsewhere - here)
+        for account, cost_ms in costs_ms.items():
+            self.statistics.topic_seconds[account.topic] += cost_ms / 1000
+
+    def _order_by_shares(self, now_ms: float) -> None:
+        """Topics that have got ahead of their shares go behind the others, and the other way round."""
+        for name, group in self.groups.items():
+            for account in self._fairness.turned(name, len(group.workers), now_ms):
+                for queue in group.queues.values():
+                    queue.reorder(account)
 
     def _reply(self, entry: Entry, status: str, message: str, retry_after_ms: float | None = None) -> None:
         entry.state = State.ANSWERING

@@ -55,6 +55,9 @@ def gathered(
         return urgent
     slack_ms = deadline_ms - start_ms
     waiting = sorted([item for queue in siblings for item in queue.first(GATHERED_MAX)])[:GATHERED_MAX]
+    front_ms = urgent.front_ms
+    if front_ms < NEVER:  # who is ahead of its share may join the batch in the end, but has no say
+        waiting = [item for item in waiting if item[0] < front_ms]
     best, most, joining = urgent, -NEVER, []
     for queue in siblings:
         candidate = queue.candidate
@@ -65,7 +68,7 @@ def gathered(
         able = [entry for _, _, entry in waiting if may_join(entry, candidate)]
         rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
         lat_ms = candidate.table.p50_ms(rows)
-        left = rows * candidate.accuracy_low - prices.of(candidate.group, candidate.team) * lat_ms
+        left = rows * candidate.accuracy_low - prices.of(candidate.group, candidate.team, head.account) * lat_ms
         if left > most:
             best, most, joining = queue, left, able
     rows_max = best.candidate.table.rows_within(slack_ms, head.rows, block_ms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from broker.batcher import NEVER, RUN_SHARE, Signature, Tightness, VariantQueue
+from broker.batcher import BEHIND_MS, NEVER, RUN_SHARE, Signature, Tightness, VariantQueue
 from broker.catalog import Candidate
 from broker.devices import Worker
 
@@ -49,8 +49,8 @@ class Group:
         """Until either is said."""
         self._may_be_empty = False
         self._ahead_ms: list[float] | None = None
-        """Of each crew, for the deadline and the instant asked for last, until anything is said."""
-        self._ahead_deadline_ms: float | None = None
+        """Of each crew, for the place and the instant asked for last, until anything is said."""
+        self._ahead_of_ms = NEVER
         self._ahead_at_ms = 0.0
 
     # --- who is there, and what waits -----------------------------------------------------------------------------
@@ -129,20 +129,21 @@ class Group:
         """Predicted work that waits."""
         return sum([queue.candidate.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
 
-    def wait_ms(self, team: frozenset[str], deadline_ms: float | None, now_ms: float) -> float:
-        """Predicted time until the first worker of a team has run what comes before an entry with that deadline."""
+    def wait_ms(self, team: frozenset[str], order_ms: float, now_ms: float) -> float:
+        """Predicted time until the first worker of a team has run what comes before an entry at that place."""
         crews = (self._teams.get(team) or self._team(team)).crews
         ahead_ms = self._ahead_ms
-        if ahead_ms is None or deadline_ms != self._ahead_deadline_ms or now_ms != self._ahead_at_ms:
-            ahead_ms = self._ahead_ms = self._ahead(NEVER if deadline_ms is None else deadline_ms, now_ms)
-            self._ahead_deadline_ms, self._ahead_at_ms = deadline_ms, now_ms
+        if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:
+            ahead_ms = self._ahead_ms = self._ahead(order_ms, now_ms)
+            self._ahead_of_ms, self._ahead_at_ms = order_ms, now_ms
         return ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews])
 
-    def _ahead(self, deadline_ms: float, now_ms: float) -> list[float]:
-        """Predicted ms of each crew: what its first one has, and its part of what waits with an earlier deadline.
+    def _ahead(self, order_ms: float, now_ms: float) -> list[float]:
+        """Predicted ms of each crew: what its first one has, and its part of what waits before that place.
 
         An entry that goes before others must leave them their time too: of all that waits, what cannot be run until the
-        last deadline counts as if it came before (the condition of earliest deadline first, at that deadline).
+        last deadline counts as if it came before (the condition of earliest deadline first, at that deadline). It need
+        not leave any to those that are ahead of their share if it is not.
         """
         waiting = self._queues_waiting()
         if self._ends_ms is None:
@@ -154,12 +155,12 @@ class Group:
         if not waiting:
             return ahead_ms
         block_ms = self.block_ms(now_ms)
-        tails_ms = [queue.tail_deadline_ms for queue, _ in waiting]
-        last_ms = max([tail_ms for tail_ms in tails_ms if tail_ms < NEVER], default=-NEVER)
-        spare_ms = last_ms - deadline_ms
+        end_ms = NEVER if order_ms >= BEHIND_MS else BEHIND_MS
+        last_ms = max([queue.tail_ms(end_ms) for queue, _ in waiting])
+        spare_ms = last_ms - order_ms
         all_ms = ahead_ms.copy() if spare_ms > 0 else ahead_ms
         for queue, (crews, workers) in waiting:
-            queue_ms = queue.ahead_ms(deadline_ms, block_ms)
+            queue_ms = queue.ahead_ms(order_ms, block_ms)
             if queue_ms:
                 share_ms = queue_ms / workers
                 for crew in crews:

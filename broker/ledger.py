@@ -18,11 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from broker.offsets import PartitionOffsets
 from modelless.frames import Form
 from modelless.messages import Query, RecordId
 from modelless.tensors import Tensor
+
+if TYPE_CHECKING:
+    from broker.fairness import Account
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -97,6 +101,10 @@ class Entry:
     """Somebody wants it dropped, but a worker has it."""
     place: object = None
     """The queue that it waits in, the batch that it was sent with, or None."""
+    account: Account | None = None
+    """Its topic's, where there are several to be fair to."""
+    charged_ms: float = 0.0
+    """To the account, while it waits."""
     sent_ms: float = 0.0
     sort_key: tuple[float, int] = (0.0, 0)
 

@@ -21,7 +21,7 @@ queue that nobody has to wait in).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import pairwise
 from math import e, exp, log
 from typing import NamedTuple
@@ -52,7 +52,7 @@ FREE = PriceRange(0.0, 0.0)
 
 
 class Level:
-    """Of one team of workers."""
+    """Of one team of workers, for one query topic."""
 
     __slots__ = ("learned", "now", "seen_ms")
 
@@ -69,29 +69,36 @@ class Level:
 
 
 class Prices:
-    """Of all teams: workers of a group that have the same loaded."""
+    """Of all teams: workers of a group that have the same loaded.
+
+    A topic that is ahead of its share waits longer than others (:mod:`broker.fairness`): what it learns is its own.
+    """
 
     def __init__(self, ranges: Mapping[str, PriceRange] | None = None) -> None:
         self.ranges = ranges or {}
         """By group."""
-        self._levels: dict[tuple[str, frozenset[str]], Level] = {}
+        self._levels: dict[tuple[str, frozenset[str], Hashable], Level] = {}
 
-    def see(self, group: str, team: frozenset[str], share: float, now_ms: float) -> float:
-        """The price for a query that would have to wait for this team for so much of its slack."""
-        level = self._levels.get((group, team))
+    def see(self, group: str, team: frozenset[str], share: float, now_ms: float, payer: Hashable = None) -> float:
+        """The price for a query that would have to wait for this team for so much of its slack.
+
+        Args:
+            payer: its topic's account, if there are several.
+        """
+        level = self._levels.get((group, team, payer))
         if level is None:
             if not share:
                 return 0.0
             if len(self._levels) >= TEAMS_MAX:
                 levels = self._levels
                 del levels[min(levels, key=lambda each: levels[each].seen_ms)]
-            level = self._levels[group, team] = Level(now_ms)
+            level = self._levels[group, team, payer] = Level(now_ms)
         level.see(share, now_ms)
         return self._at(group, level)
 
-    def of(self, group: str, team: frozenset[str]) -> float:
+    def of(self, group: str, team: frozenset[str], payer: Hashable = None) -> float:
         """As it was for the last query."""
-        level = self._levels.get((group, team))
+        level = self._levels.get((group, team, payer))
         return self._at(group, level) if level is not None else 0.0
 
     def _at(self, group: str, level: Level) -> float:

@@ -129,7 +129,7 @@ class Selector:
             if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < floor:
                 continue
             wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms)
-            self._prices.see(candidate.group, candidate.team, wait_ms / slack_ms, now_ms)
+            self._prices.see(candidate.group, candidate.team, wait_ms / slack_ms, now_ms, entry.account)
             run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
             if wait_ms + run_ms <= slack_ms:
                 return Chosen(candidate, (), None, "route")
@@ -156,7 +156,8 @@ class Selector:
             wait_ms = wait(each, entry, now_ms)
             bounds.append((each.id, wait_ms, slack_ms - wait_ms))
             if is_urgent:
-                prices[each.id] = self._prices.see(each.group, each.team, wait_ms / slack_ms, now_ms)
+                share = wait_ms / slack_ms
+                prices[each.id] = self._prices.see(each.group, each.team, share, now_ms, entry.account)
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
         asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
         wanting = wanting and ranking.unloaded > 0

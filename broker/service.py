@@ -67,7 +67,11 @@ class Broker:
         self._incarnation = f"{name}-{os.getpid()}-{time.time_ns():x}"
         self._topics = Topics(config.kafka.topic_prefix)
         self._clock = KafkaClock()
-        self._core = Core(accuracy_slack=config.broker.accuracy_slack, attempts_max=config.broker.attempts_max)
+        self._core = Core(
+            accuracy_slack=config.broker.accuracy_slack,
+            attempts_max=config.broker.attempts_max,
+            topic_weights=config.broker.topic_weights,
+        )
         self._outbox = Outbox(config)
         self._partitions: dict[str, int] = {}
         rule = ReplyTopicRule(self._topics, config.broker.reply_topics_allowed)

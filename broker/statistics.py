@@ -41,6 +41,8 @@ class Statistics:
     """OK within the latency asked for, by task."""
     cost_usd: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Predicted device cost of what was sent, by task."""
+    topic_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Predicted device time of what was sent, by topic, since there is more than one."""
     batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     """From the log time to the dispatch."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -57,6 +57,9 @@ class BrokerConfig(_Section):
     brokers: int = Field(1, ge=0, description="Broker processes that `modelless up` runs.")
     topics: tuple[str, ...] = Field(
         (), description="More query topics to serve, besides <prefix>.queries and <prefix>.queries.*."
+    )
+    topic_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        {}, description="Of query topics that compete for devices: the parts of their time that they get; else 1."
     )
     reply_topics_allowed: tuple[str, ...] = Field(
         (), description="Reply topics besides <prefix>.replies and <prefix>.replies.*; a trailing * is a prefix."

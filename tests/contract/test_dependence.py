@@ -32,6 +32,7 @@ PURE = frozenset(
         "broker.demand",
         "broker.devices",
         "broker.explain",
+        "broker.fairness",
         "broker.gathering",
         "broker.groups",
         "broker.intake",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from broker_builders import Bench, model, profile
+from broker_builders import TOPIC, Bench, model, profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.batcher import VariantQueue
+from broker.batcher import BEHIND_MS, VariantQueue
 from broker.core import Send
 from broker.devices import LEAD_MS, LEAD_SHARE, Worker
 from broker.groups import Group
@@ -43,19 +43,28 @@ def send_ms(group: Group) -> float:
     )
 
 
+def first_ms(queue: VariantQueue) -> float:
+    """When somebody has waited too long."""
+    places_ms = [place_ms for place_ms, _, _ in queue.first(len(queue))]
+    deadlines_ms = [each - BEHIND_MS if BEHIND_MS <= each < NEVER else each for each in places_ms]
+    return min(deadlines_ms, default=NEVER)
+
+
 def queue_ms(queue: VariantQueue, by_ms: float, block_ms: float) -> float:
-    """Of what waits in one queue with a deadline before that, or of all if nobody's is later."""
+    """Of what waits in one queue before that place, or of all if nobody's is later."""
     rows, table = queue.rows, queue.candidate.table
-    if by_ms < queue.tail_deadline_ms:
-        rows = rows * sum(deadline_ms < by_ms for deadline_ms, _, _ in queue.first(len(queue))) // len(queue)
+    if by_ms < queue.first(len(queue))[-1][0]:
+        rows = rows * sum(order_ms < by_ms for order_ms, _, _ in queue.first(len(queue))) // len(queue)
     return table.queue_ms(rows, table.rows_within(NEVER, 1, block_ms))
 
 
-def ahead_ms(group: Group, deadline_ms: float, now_ms: float) -> dict[str, float]:
+def ahead_ms(group: Group, order_ms: float, now_ms: float) -> dict[str, float]:
     """Worker by worker: what it has, its part of what waits, and what has to be done by the last deadline."""
     block_ms = group.block_ms(now_ms)
     queues = [queue for queue in group.queues.values() if queue]
-    last_ms = max([q.tail_deadline_ms for q in queues if q.tail_deadline_ms < NEVER], default=-NEVER)
+    places_ms = [place_ms for queue in queues for place_ms, _, _ in queue.first(len(queue))]
+    end_ms = NEVER if order_ms >= BEHIND_MS else BEHIND_MS
+    last_ms = max([place_ms for place_ms in places_ms if place_ms < end_ms], default=-NEVER)
 
     def until(worker: Worker, by_ms: float) -> float:
         own_ms = max(0.0, worker.ends_ms - now_ms)
@@ -65,10 +74,10 @@ def ahead_ms(group: Group, deadline_ms: float, now_ms: float) -> dict[str, float
                 own_ms += queue_ms(queue, by_ms, block_ms) / len(team)
         return own_ms
 
-    found = {incarnation: until(worker, deadline_ms) for incarnation, worker in group.workers.items()}
-    if last_ms > deadline_ms:
+    found = {incarnation: until(worker, order_ms) for incarnation, worker in group.workers.items()}
+    if last_ms > order_ms:
         for incarnation, worker in group.workers.items():
-            found[incarnation] = max(found[incarnation], until(worker, last_ms) - (last_ms - deadline_ms))
+            found[incarnation] = max(found[incarnation], until(worker, last_ms) - (last_ms - order_ms))
     return found
 
 
@@ -79,7 +88,9 @@ class Life:
         self.draw, self.now_ms = draw, 0.0
         self.bench = Bench(*[(of, [profile(of, curve=curve)]) for of, curve in zip(MODELS, CURVES, strict=True)])
         self.sent: list[tuple[Worker, frames.Batch]] = []
-        self.deadline_ms = 50.0
+        self.order_ms = 50.0
+        self.bench.core.ledger.assign(f"{TOPIC}.t", 0, 0, "")
+        self.topics = [TOPIC, f"{TOPIC}.t"] if draw.random() < 0.5 else [TOPIC]
         for _ in range(3):
             self.joined()
 
@@ -100,6 +111,7 @@ class Life:
             prefer=draw.choice(["accuracy", "cost", "latency"]),
             rows=draw.choice([1, 1, 3]),
             width=draw.choice([4, 4, 5]),
+            topic=draw.choice(self.topics),
         )
 
     def polled(self) -> None:
@@ -150,14 +162,14 @@ class Life:
 
     def check(self) -> None:
         if self.draw.random() < 0.3:  # otherwise what was asked before is asked again
-            self.deadline_ms = self.now_ms + self.draw.choice([1.0, 20.0, 60.0, NEVER])
+            self.order_ms = self.now_ms + self.draw.choice([1.0, 20.0, 60.0, BEHIND_MS + 20.0, NEVER])
         for group in self.bench.core.groups.values():
-            assert group.head_ms == min([queue.head_deadline_ms for queue in group.queues.values()], default=NEVER)
+            assert group.head_ms == min(map(first_ms, group.queues.values()), default=NEVER)
             assert group.send_ms == send_ms(group)
-            expected_ms = ahead_ms(group, self.deadline_ms, self.now_ms)
+            expected_ms = ahead_ms(group, self.order_ms, self.now_ms)
             for candidate in self.bench.core.catalog.candidates():
                 if candidate.team:
-                    wait_ms = group.wait_ms(candidate.team, self.deadline_ms, self.now_ms)
+                    wait_ms = group.wait_ms(candidate.team, self.order_ms, self.now_ms)
                     assert wait_ms == min([expected_ms[incarnation] for incarnation in candidate.team])
 
 
@@ -180,6 +192,6 @@ def test_workers_of_the_same_teams_count_as_one_until_a_team_parts_them() -> Non
     both.occupy(30.0, 0.0)
     one.occupy(10.0, 0.0)
     group = bench.core.groups["cpu"]
-    assert group.wait_ms(frozenset([both.incarnation, one.incarnation]), None, 0.0) == 10.0
-    assert group.wait_ms(frozenset([both.incarnation]), None, 0.0) == 30.0
-    assert group.wait_ms(frozenset([both.incarnation, one.incarnation]), None, 0.0) == 10.0
+    assert group.wait_ms(frozenset([both.incarnation, one.incarnation]), NEVER, 0.0) == 10.0
+    assert group.wait_ms(frozenset([both.incarnation]), NEVER, 0.0) == 30.0
+    assert group.wait_ms(frozenset([both.incarnation, one.incarnation]), NEVER, 0.0) == 10.0

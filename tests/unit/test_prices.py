@@ -133,6 +133,15 @@ def test_it_does_not_matter_how_many_ask() -> None:
     assert seen(*[0.6] * 11) == pytest.approx(seen(*[0.6] * 101, every_ms=10.0))
 
 
+def test_what_one_topic_waits_for_another_does_not_pay() -> None:
+    prices = Prices({"g": RANGE})
+    for number in range(10):
+        prices.see("g", TEAM, 1.0, number * 100.0, "ahead")
+        prices.see("g", TEAM, 0.0, number * 100.0, "within")
+    assert prices.of("g", TEAM, "ahead") > 0.0
+    assert prices.of("g", TEAM, "within") == 0.0
+
+
 def test_a_clock_that_is_set_back_teaches_nothing() -> None:
     prices = Prices({"g": RANGE})
     prices.see("g", TEAM, 1.0, 1e6)
