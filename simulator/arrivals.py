@@ -313,7 +313,7 @@ def generate(texts: Sequence[str], seed: int) -> list[SimulatedQuery]:
         with paused():
             for time_ms, index in zip(times.tolist(), chosen.tolist(), strict=True):
                 terms = wanted.terms[index]
-                found.append(SimulatedQuery(0, terms[0], time_ms, terms[1], terms[2], terms[3], terms[4]))
+                found.append(SimulatedQuery(0, terms[0], time_ms, *terms[1:]))
     if not found:
         raise ConfigurationError(f"--generate {' '.join(texts)}: nothing arrives; raise rate or seconds")
     return sorted_queries(found)

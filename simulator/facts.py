@@ -31,6 +31,8 @@ class SimulatedQuery:
     """None: the task's best variant's accuracy minus the slack, as in the contract."""
     on_miss: OnMiss = "reject"
     prefer: Prefer = "cost"
+    topic: str = ""
+    """That it is written to; who writes to one topic shares what it gets."""
     deadline_ms: float = field(init=False)
     outcome: Outcome | None = None
     worker: str = ""
@@ -55,6 +57,7 @@ class SimulatedQuery:
             self.accuracy_min,
             self.on_miss,
             self.prefer,
+            self.topic,
         )
 
 

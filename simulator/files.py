@@ -20,7 +20,7 @@ from modelless.messages import ON_MISS, PREFERENCES, OnMiss, Prefer
 from simulator.collector import paused
 from simulator.facts import INF, GroupSpec, Placement, Portfolio, SimulatedQuery, VariantProfile, sorted_queries
 
-ARRIVALS = ("arrival_ms", "task", "latency_ms_max", "accuracy_min", "on_miss", "prefer")
+ARRIVALS = ("arrival_ms", "task", "latency_ms_max", "accuracy_min", "on_miss", "prefer", "topic")
 ARRIVALS_NEEDED = ("arrival_ms", "task")
 PROFILES = (
     "task", "model", "variant", "group", "batch_size", "p50_ms", "p99_ms", "accuracy", "load_ms", "memory_mb"
@@ -58,6 +58,7 @@ class Terms(NamedTuple):
     accuracy_min: float | None
     on_miss: OnMiss
     prefer: Prefer
+    topic: str
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -92,7 +93,7 @@ def read_arrivals(path: Path) -> list[SimulatedQuery]:
                 terms = read_terms(raw, lambda column, line=line: Cell(path, line, column))  # type: ignore[misc]
                 if len(known) < _TERMS_KEPT_MAX:
                     known[raw] = terms
-            found.append(SimulatedQuery(0, terms[0], arrival_ms, terms[1], terms[2], terms[3], terms[4]))
+            found.append(SimulatedQuery(0, terms[0], arrival_ms, *terms[1:]))
         return sorted_queries(found)
 
 
@@ -180,11 +181,12 @@ def read_placement(path: Path, fleet: Sequence[GroupSpec], portfolio: Portfolio)
     return found
 
 
-def write_arrivals(path: Path, queries: Iterable[SimulatedQuery]) -> None:
-    """So that :func:`read_arrivals` finds the same queries."""
+def write_arrivals(path: Path, queries: Sequence[SimulatedQuery]) -> None:
+    """So that :func:`read_arrivals` finds the same queries. Without topics, if there are none."""
+    columns = len(ARRIVALS) if any(query.topic for query in queries) else len(ARRIVALS) - 1
     write_table(
         path,
-        ARRIVALS,
+        ARRIVALS[:columns],
         (
             (
                 query.arrival_ms,
@@ -193,7 +195,8 @@ def write_arrivals(path: Path, queries: Iterable[SimulatedQuery]) -> None:
                 "" if query.accuracy_min is None else query.accuracy_min,
                 query.on_miss,
                 query.prefer,
-            )
+                query.topic,
+            )[:columns]
             for query in queries
         ),
     )
@@ -218,7 +221,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 
 def read_terms(raw: Sequence[str], cell: Callable[[str], Place]) -> Terms:
     """From the cells of :data:`ARRIVALS` behind the time; ``cell`` says where one stands."""
-    task, latency, accuracy, on_miss, prefer = raw
+    task, latency, accuracy, on_miss, prefer, topic = raw
     return Terms(
         _name(cell("task"), task),
         INF
@@ -229,6 +232,7 @@ def read_terms(raw: Sequence[str], cell: Callable[[str], Place]) -> Terms:
         else _number(cell("accuracy_min"), accuracy, "a share from 0 to 1, or nothing", most=1.0),
         _choice(cell("on_miss"), on_miss, ON_MISS) if on_miss else "reject",
         _choice(cell("prefer"), prefer, PREFERENCES) if prefer else "cost",
+        topic,
     )
 
 

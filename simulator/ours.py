@@ -9,7 +9,7 @@ period. What is not there: Kafka, decoding, the link's wire and the processor ti
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.demand import total as total_demand
@@ -216,9 +216,9 @@ class _Broker:
 
     def __init__(self, ours: Ours, number: int) -> None:
         self.ours, self.number = ours, number
-        self.core = Core()
-        self.queries: list[SimulatedQuery] = []
-        """By offset."""
+        self.core = Core(topic_weights=ours.topic_weights)
+        self.queries: dict[str, list[SimulatedQuery]] = {}
+        """By topic; of each one partition, by offset."""
         self._pumping = False
         self._alarm = _Alarm(ours.world, self.pump)
         for model in ours.names.models:
@@ -226,12 +226,16 @@ class _Broker:
         for profile in ours.names.profiles:
             self.core.catalog.put_profile(profile.key, profile)
         self.core.catalog_changed(0.0)
-        self.core.ledger.assign(TOPIC, number, 0, "")
 
     def read(self, query: SimulatedQuery) -> None:
         """A record is there, decoded."""
-        record = RecordId(TOPIC, self.number, len(self.queries))
-        self.queries.append(query)
+        topic = query.topic or TOPIC
+        queries = self.queries.get(topic)
+        if queries is None:
+            queries = self.queries[topic] = []
+            self.core.ledger.assign(topic, self.number, 0, "")
+        record = RecordId(topic, self.number, len(queries))
+        queries.append(query)
         arrived = self.core.ledger.arrived(record)
         assert arrived
         entry = self.ours.entry(query, record)
@@ -260,14 +264,14 @@ class _Broker:
                         worker = touched[link.name] = ours.workers[link.name]
                         worker.queue.demand(self.number, demand)
                     case Reply(entry=entry, status=status):
-                        query = self.queries[entry.record.offset]
+                        query = ours.query(entry.record)
                         if status == "DEADLINE_EXCEEDED" or status == "UNAVAILABLE":
                             world.expire(query)
                         else:
                             world.refuse(query)
                         core.replied(entry, status)
                     case Bury(entry=entry):
-                        world.expire(self.queries[entry.record.offset])
+                        world.expire(ours.query(entry.record))
                         core.buried(entry)
                     case CancelSent():
                         raise AssertionError("nobody cancels")
@@ -285,12 +289,13 @@ class Ours:
 
     Args:
         brokers: queries are dealt to so many in turn, as if by partitions.
+        topic_weights: as in the configuration.
     """
 
     name = "ours"
 
-    def __init__(self, brokers: int = 1) -> None:
-        self._brokers = brokers
+    def __init__(self, brokers: int = 1, topic_weights: Mapping[str, float] | None = None) -> None:
+        self._brokers, self.topic_weights = brokers, topic_weights
 
     def start(self, world: World) -> None:
         self.world = world
@@ -313,7 +318,7 @@ class Ours:
         return self.names.ours[variant, group]
 
     def query(self, record: RecordId) -> SimulatedQuery:
-        return self.brokers[record.partition].queries[record.offset]
+        return self.brokers[record.partition].queries[record.topic][record.offset]
 
     def entry(self, query: SimulatedQuery, record: RecordId) -> Entry:
         """As intake makes it."""

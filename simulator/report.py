@@ -10,29 +10,30 @@ Only what is in the log, in the three files and in the faults goes into a figure
 * ``fleet_cost_usd`` is the rent of all workers that were there, from 0 to the last arrival or the end of the last
   batch, whichever is later; a task's part of it is its part of the attributed cost (of the queries, if nothing ran);
 * ``p50_ms`` and ``p99_ms`` are from arrival until the reply is out, of all that were answered, late ones too;
+* where there are several topics each has figures of its own; its part of a batch's cost is that of its rows;
 * ``decide_us`` is the whole policy's, for each task too: what it does is not told apart by task.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from modelless.messages import MS_PER_HOUR
 from simulator.collector import paused
-from simulator.facts import GroupSpec, SimulatedQuery, group_of
+from simulator.facts import GroupSpec, Outcome, SimulatedQuery, group_of
 from simulator.files import write_table
 from simulator.scenario import Played
 from simulator.world import Fault, Load
 
 LOG = (
-    "query", "task", "arrival_ms", "deadline_ms", "worker", "variant", "start_ms", "end_ms", "batch", "outcome"
+    "query", "task", "arrival_ms", "deadline_ms", "worker", "variant", "start_ms", "end_ms", "batch", "outcome", "topic"
 )  # fmt: skip
 LOADS = ("worker", "variant", "start_ms", "end_ms")
 SERIES_BINS = 60
@@ -58,6 +59,18 @@ class Figures(NamedTuple):
     decide_us: float
 
 
+class TopicFigures(NamedTuple):
+    """Of a topic's queries."""
+
+    queries: int
+    in_time: float
+    late: float
+    refused: float
+    expired: float
+    goodness: float
+    attributed_cost_usd: float
+
+
 class Series(NamedTuple):
     """By interval of arrival, for a picture; the last element of ``begins_ms`` is where the last interval ends."""
 
@@ -75,12 +88,17 @@ class Report:
     name: str
     total: Figures
     tasks: Mapping[str, Figures]
+    topics: Mapping[str, TopicFigures]
+    """Empty if there are no topics."""
     series: Series
     wall_s: float
 
     def plain(self) -> dict[str, Any]:
         """As in the JSON."""
-        return {**self.total._asdict(), "tasks": {task: figures._asdict() for task, figures in self.tasks.items()}}
+        plain = {**self.total._asdict(), "tasks": {task: figures._asdict() for task, figures in self.tasks.items()}}
+        if self.topics:
+            plain["topics"] = {topic: figures._asdict() for topic, figures in self.topics.items()}
+        return plain
 
 
 class Rents:
@@ -156,8 +174,30 @@ def _report(played: Played) -> Report:
         tasks[task] = figures._replace(worst_task_goodness=figures.goodness)
     worst = min((figures.goodness for figures in tasks.values()), default=0.0)
     total = _figures(played.queries, scenario.reply_ms, spent_usd, fleet_usd, len(batches), played.decide_us)
-    series = _series(played.queries)
-    return Report(played.name, total._replace(worst_task_goodness=worst), tasks, series, played.wall_s)
+    series, topics = _series(played.queries), _topics(played.queries, rents)
+    return Report(played.name, total._replace(worst_task_goodness=worst), tasks, topics, series, played.wall_s)
+
+
+def _topics(queries: Sequence[SimulatedQuery], rents: Rents) -> dict[str, TopicFigures]:
+    by_topic: dict[str, list[SimulatedQuery]] = defaultdict(list)
+    for query in queries:
+        by_topic[query.topic].append(query)
+    if by_topic.keys() <= {""}:
+        return {}
+    found = {}
+    for topic, own in sorted(by_topic.items()):
+        ran = [query for query in own if query.batch]
+        spent_usd = sum(rents.price_usd(query.worker, query.start_ms, query.end_ms) / query.batch for query in ran)
+        accuracy = sum(query.accuracy for query in ran if query.outcome == "in_time")
+        shares = _shares(own)
+        found[topic] = TopicFigures(len(own), **shares, goodness=accuracy / len(own), attributed_cost_usd=spent_usd)
+    return found
+
+
+def _shares(queries: Sequence[SimulatedQuery]) -> dict[str, float]:
+    """Of each outcome."""
+    counted = Counter(query.outcome for query in queries)
+    return {outcome: counted[outcome] / max(1, len(queries)) for outcome in get_args(Outcome)}
 
 
 def _figures(
@@ -168,13 +208,11 @@ def _figures(
     batches: int,
     decide_us: float,
 ) -> Figures:
-    counted = {"in_time": 0, "late": 0, "refused": 0, "expired": 0}
     accuracy = 0.0
     waited_ms = []
     for query in queries:
         outcome = query.outcome
         assert outcome is not None, "a play ends when every query has an outcome"
-        counted[outcome] += 1
         if query.batch:
             waited_ms.append(query.end_ms - query.arrival_ms)
             if outcome == "in_time":
@@ -183,7 +221,7 @@ def _figures(
     p50_ms, p99_ms = (np.quantile(waited_ms, (0.5, 0.99)) + reply_ms).tolist() if answered else (None, None)
     return Figures(
         len(queries),
-        **{outcome: number / total for outcome, number in counted.items()},
+        **_shares(queries),
         goodness=accuracy / total,
         worst_task_goodness=0.0,
         attributed_cost_usd=attributed_usd,
@@ -217,11 +255,15 @@ def write_json(path: Path, reports: Iterable[Report]) -> None:
     path.write_text(json.dumps({each.name: each.plain() for each in reports}, indent=2) + "\n")
 
 
-def write_log(path: Path, queries: Iterable[SimulatedQuery]) -> None:
-    """A row per query; worker to batch are empty when it was never run, and who has no deadline has ``inf``."""
+def write_log(path: Path, queries: Sequence[SimulatedQuery]) -> None:
+    """A row per query, with its topic if there are any; worker to batch are empty when it was never run.
+
+    Who has no deadline has ``inf``.
+    """
+    columns = len(LOG) if any(query.topic for query in queries) else len(LOG) - 1
     write_table(
         path,
-        LOG,
+        LOG[:columns],
         (
             (
                 q.index,
@@ -234,9 +276,10 @@ def write_log(path: Path, queries: Iterable[SimulatedQuery]) -> None:
                 q.end_ms,
                 q.batch,
                 q.outcome,
-            )
+                q.topic,
+            )[:columns]
             if q.batch
-            else (q.index, q.task, q.arrival_ms, q.deadline_ms, "", "", "", "", "", q.outcome)
+            else (q.index, q.task, q.arrival_ms, q.deadline_ms, "", "", "", "", "", q.outcome, q.topic)[:columns]
             for q in queries
         ),
     )

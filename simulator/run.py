@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Options:
     policies: Sequence[str] = (OURS,)
     placements: Sequence[str] = ()
     brokers: int = 1
+    topic_weights: Sequence[str] = ()
     seed: int = 0
     faults: Sequence[str] = ()
     wrong_profiles: Sequence[str] = ()
@@ -72,7 +74,7 @@ def run(options: Options, console: Console) -> list[Report]:
     """
     if options.plot is not None:
         require(options.plot)
-    deciders = _policies(options.policies, options.brokers)
+    deciders = _policies(options.policies, options.brokers, _weights(options.topic_weights))
     scenario = _scenario(options)
     placements = _placements(options.placements, list(deciders), scenario)
     if options.save_arrivals is not None:
@@ -89,9 +91,23 @@ def run(options: Options, console: Console) -> list[Report]:
 # --- what goes in -------------------------------------------------------------------------------------------------
 
 
-def _policies(names: Sequence[str], brokers: int) -> dict[str, Callable[[], Policy]]:
+def _weights(texts: Sequence[str]) -> dict[str, float]:
+    """From ``TOPIC=WEIGHT``."""
+    found = {}
+    for text in texts:
+        topic, _, weight = text.rpartition("=")
+        try:
+            found[topic] = float(weight)
+        except ValueError:
+            found[topic] = nan
+        if not topic or not 0.0 < found[topic] < inf:
+            raise ConfigurationError(f"--topic-weight {text!r}: expected TOPIC=WEIGHT, a number above 0")
+    return found
+
+
+def _policies(names: Sequence[str], brokers: int, weights: Mapping[str, float]) -> dict[str, Callable[[], Policy]]:
     """By name, in the order asked for."""
-    known = _known(brokers)
+    known = _known(brokers, weights)
     if ALL in names:
         return known
     unknown = [name for name in names if name not in known]
@@ -100,8 +116,8 @@ def _policies(names: Sequence[str], brokers: int) -> dict[str, Callable[[], Poli
     return {name: known[name] for name in names}
 
 
-def _known(brokers: int) -> dict[str, Callable[[], Policy]]:
-    return {OURS: partial(Ours, brokers=brokers), **RIVALS}
+def _known(brokers: int, weights: Mapping[str, float]) -> dict[str, Callable[[], Policy]]:
+    return {OURS: partial(Ours, brokers=brokers, topic_weights=weights), **RIVALS}
 
 
 def _scenario(options: Options) -> Scenario:
@@ -190,6 +206,8 @@ def _write_log(path: Path, played: Played, placement: Placement | None) -> None:
 
 def _tell(console: Console, reports: Sequence[Report], scenario: Scenario) -> None:
     console.print(_table(reports))
+    if reports[0].topics:
+        console.print(_topic_table(reports))
     tasks, workers = len(reports[0].tasks), sum(spec.workers for spec in scenario.fleet)
     last_s = scenario.queries[-1].arrival_ms / 1000
     console.print(
@@ -226,6 +244,22 @@ def _table(reports: Sequence[Report]) -> Table:
             f"{figures.decide_us:.1f}",
             style="bold" if len(reports) > 1 and figures.goodness == best else None,
         )
+    return table
+
+
+def _topic_table(reports: Sequence[Report]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("topic", no_wrap=True)
+    for heading in ("queries", "in time", "late", "refused", "expired", "goodness", "ran $", "of it"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in reports:
+        spent_usd = sum(figures.attributed_cost_usd for figures in each.topics.values()) or 1.0
+        for topic, of in each.topics.items():
+            shares = (f"{share:.2%}" for share in (of.in_time, of.late, of.refused, of.expired))
+            cost_usd = of.attributed_cost_usd
+            numbers = (f"{of.goodness:.4f}", f"{cost_usd:.6f}", f"{cost_usd / spent_usd:.1%}")
+            table.add_row(each.name, topic, f"{of.queries:,}", *shares, *numbers)
     return table
 
 

@@ -60,6 +60,7 @@ class Row(NamedTuple):
     end_ms: float
     batch: int
     outcome: str
+    topic: str = ""
 
 
 class Span(NamedTuple):
@@ -253,6 +254,7 @@ def _row(row: dict[str, str]) -> Row:
         float(row["end_ms"] or -1),
         int(row["batch"] or 0),
         row["outcome"],
+        row.get("topic", ""),
     )
 
 
@@ -432,7 +434,22 @@ def figures(rows: Sequence[Row], batches: dict[tuple[str, str, float], list[Row]
         tasks[task] = figure | {"worst_task_goodness": figure["goodness"]}
     total = _figures(rows, inputs, spent_usd, fleet_usd, len(batches))
     worst = min((figure["goodness"] or 0.0 for figure in tasks.values()), default=0.0)
-    return total | {"worst_task_goodness": worst, "tasks": tasks}
+    found: dict[str, object] = total | {"worst_task_goodness": worst, "tasks": tasks}
+    topics = sorted({row.topic for row in rows})
+    if topics != [""]:
+        found["topics"] = {topic: _topic([row for row in rows if row.topic == topic], inputs) for topic in topics}
+    return found
+
+
+def _topic(rows: Sequence[Row], inputs: Inputs) -> dict[str, float | None]:
+    """A part of what a batch cost is that of each of its rows."""
+    spent_usd = 0.0
+    for row in rows:
+        worker = inputs.workers.get(row.worker)
+        if row.batch and worker is not None:
+            spent_usd += _cost(inputs.prices[worker.group], row.start_ms, row.end_ms) / row.batch
+    figure = _figures(rows, inputs, spent_usd, 0.0, 1)
+    return {name: figure[name] for name in ("queries", *OUTCOMES, "goodness", "attributed_cost_usd")}
 
 
 def _figures(
@@ -495,11 +512,11 @@ def differences(computed: dict[str, object], claimed: dict[str, object], where: 
     told = []
     for name, value in computed.items():
         said = claimed.get(name, "nothing")
-        if name == "tasks":
+        if name in ("tasks", "topics"):
             assert isinstance(value, dict)
             own = said if isinstance(said, dict) else {}
             if own.keys() != value.keys():
-                told.append(f"tasks: claimed {sorted(own)}, computed {sorted(value)}")
+                told.append(f"{name}: claimed {sorted(own)}, computed {sorted(value)}")
             for task in value.keys() & own.keys():
                 told += differences(value[task], own[task], f"{task}: ")
         elif not _equal(value, said):

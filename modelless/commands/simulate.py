@@ -34,6 +34,10 @@ def simulate(
         ),
     ] = None,
     brokers: Annotated[int, typer.Option(min=1, help="Brokers of ours.")] = 1,
+    topic_weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOPIC=WEIGHT", help="Parts of the devices that ours gives a topic; else 1. Repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
     fault: Annotated[
         list[str] | None, typer.Option(metavar="KIND:...", help="What goes wrong, and when; see above. Repeatable.")
@@ -62,7 +66,7 @@ def simulate(
     `ours` is the real broker, batcher, device queue and planner; others are rules of other systems. Files are CSV with
     a header; an empty cell is the contract's default, or none:
 
-    * arrivals: `arrival_ms,task,latency_ms_max,accuracy_min,on_miss,prefer`
+    * arrivals: `arrival_ms,task,latency_ms_max,accuracy_min,on_miss,prefer`, and `topic` if there are several
     * profiles: `task,model,variant,group,batch_size,p50_ms,p99_ms,accuracy,load_ms,memory_mb`, a row per batch size
     * fleet: `group,workers,memory_mb,price_per_hour`; the workers of `gpu` are `gpu-0`, `gpu-1` and so on
     * placement: `worker,variant`
@@ -97,6 +101,7 @@ def simulate(
         policies=policy or ("ours",),
         placements=placement or (),
         brokers=brokers,
+        topic_weights=topic_weight or (),
         seed=seed,
         faults=fault or (),
         wrong_profiles=wrong_profile or (),
