@@ -39,7 +39,7 @@ from broker.ranking import Class
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
-from broker.statistics import Statistics
+from broker.statistics import Shed, ShedReason, Statistics
 from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
@@ -385,7 +385,7 @@ class Core:
     def _place(self, entry: Entry, now_ms: float, *, first: bool = False) -> None:
         """Choose for an entry that waits nowhere; what would be better is counted once, at ``first``."""
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
-            return self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
+            return self._expired(entry)
         target = self.catalog.resolve(entry.query)
         if target is None:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
@@ -413,6 +413,10 @@ class Core:
                 entry.missed = missed
                 self._enqueue(entry, candidate, target, now_ms)
             case Refused(status=status, message=message, retry_after_ms=retry_after_ms):
+                if status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
+                    ahead = entry.account is not None and entry.account.is_ahead_somewhere
+                    self._count_shed(entry, "share" if ahead else "load")
+                    message += "; its topic is ahead of its fair share of the devices" if ahead else ""
                 self._reply(entry, status, message, retry_after_ms)
             case Parked():
                 self._park(entry)
@@ -515,7 +519,7 @@ class Core:
     def _overdue(self, queue: VariantQueue, entry: Entry, now_ms: float) -> None:
         """Its latency is missed: answered, or (``late``) behind those in time, and again when that was not enough."""
         if entry.deadline_ms is not None:
-            self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
+            self._expired(entry)
         else:
             queue.add(entry, max(entry.give_up_ms or 0.0, now_ms + LATE_TURN_MS))
 
@@ -619,6 +623,14 @@ class Core:
         entry.state = State.ANSWERING
         self._instructions.append(Reply(entry, status, message, retry_after_ms))
 
+    def _expired(self, entry: Entry) -> None:
+        if self.catalog.resolve(entry.query) is not None:
+            self._count_shed(entry, "expired")
+        self._reply(entry, "DEADLINE_EXCEEDED", "the deadline passed before it started")
+
+    def _count_shed(self, entry: Entry, reason: ShedReason) -> None:
+        self.statistics.shed[Shed(_asked(entry), entry.source.record.topic, reason)] += 1
+
     def _bury(self, entry: Entry, code: str, reason: str) -> None:
         entry.state = State.ANSWERING
         self._instructions.append(Bury(entry, code, reason))
@@ -626,8 +638,7 @@ class Core:
     def _count(self, entries: list[Entry], status: str) -> None:
         outcomes = self.statistics.outcomes
         for entry in entries:
-            query = entry.query
-            outcomes[status, query.task or query.model or query.variant or ""] += 1
+            outcomes[status, _asked(entry)] += 1
 
     def _announce_demand(self, now_ms: float) -> None:
         """To each group's workers, when it changed."""
@@ -701,6 +712,8 @@ class Core:
         elif item.disposition == "poisoned":
             self._bury(entry, item.status, item.message or "it brings the executor down")
         elif self.ledger.finish(entry):
+            if item.status == "DEADLINE_EXCEEDED":
+                self._count_shed(entry, "expired")
             self._answered([entry], item.status, now_ms)
 
     def _answered(self, entries: list[Entry], status: str, now_ms: float) -> None:
@@ -786,6 +799,12 @@ class Core:
             return []
         entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
         return [entry] if entry is not None else []
+
+
+def _asked(entry: Entry) -> str:
+    """The task, or whatever else the query names."""
+    query = entry.query
+    return query.task or query.model or query.variant or ""
 
 
 def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:

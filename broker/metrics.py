@@ -56,6 +56,22 @@ class BrokerCollector(Collector):
         for task, number in statistics.in_time.items():
             in_time.add_metric([task], number)
         yield in_time
+        shed = CounterMetricFamily(
+            "modelless_broker_shed",
+            "Not answered for want of devices: would be late by the load, or by its topic's share; or expired.",
+            labels=["task", "topic", "reason"],
+        )
+        for each, number in statistics.shed.items():
+            shed.add_metric(each, number)
+        yield shed
+        seconds = CounterMetricFamily(
+            "modelless_broker_topic_device_seconds",
+            "Predicted device time of batches, since there are several query topics.",
+            labels=["topic"],
+        )
+        for topic, device_seconds in statistics.topic_seconds.items():
+            seconds.add_metric([topic], device_seconds)
+        yield seconds
         cost = CounterMetricFamily("modelless_broker_cost_usd", "Predicted device cost of batches.", labels=["task"])
         for task, usd in statistics.cost_usd.items():
             cost.add_metric([task], usd)

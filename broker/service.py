@@ -12,6 +12,7 @@ import functools
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
 from broker.reader import QueryReader
 from broker.rollback import RollBack
+from broker.statistics import Statistics
 from modelless import frames, messages
 from modelless.catalog import read_condition, read_correction, read_labels, read_model, read_profile
 from modelless.clock import KafkaClock
@@ -483,6 +485,7 @@ class Broker:
                 "dead_letters": statistics.dead_letters,
                 "leads": float(self._leader.leads),
                 "lag": sum(self._reader.lag().values()),
+                **_overload(statistics),
                 **{f"{messages.USUAL_ROWS}{group}": usual.rows for group, usual in usual_of.items()},
                 **{f"{messages.USUAL_SLOWNESS}{group}": usual.slowness for group, usual in usual_of.items()},
             },
@@ -490,6 +493,19 @@ class Broker:
             served=core.counts.served(),
             demand=core.demand(now_ms),
         )
+
+
+def _overload(statistics: Statistics) -> dict[str, float]:
+    """What is shed, as brokers announce it."""
+    tasks = {shed.task for shed in statistics.shed}
+    asked: Counter[str] = Counter()
+    for (_, task), number in statistics.outcomes.items() if tasks else ():
+        if task in tasks:
+            asked[task] += number
+    return {
+        **{f"{messages.SHED}{each.reason} {each.topic} {each.task}": n for each, n in statistics.shed.items()},
+        **{f"{messages.ASKED}{task}": n for task, n in asked.items()},
+    }
 
 
 def _index(name: str) -> int:

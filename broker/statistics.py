@@ -6,7 +6,9 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
+ShedReason = Literal["load", "share", "expired"]
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -24,6 +26,18 @@ class Histogram:
         self.sum += value * times
 
 
+class Shed(NamedTuple):
+    """Which queries were not answered for want of devices, and why.
+
+    ``load``: they would have been late; ``share``: so they would, since their topic is ahead of its share;
+    ``expired``: their deadline passed while they waited.
+    """
+
+    task: str
+    topic: str
+    reason: ShedReason
+
+
 @dataclass(slots=True)
 class Statistics:
     """What happened since the process started."""
@@ -39,6 +53,8 @@ class Statistics:
     """By (status, task)."""
     in_time: Counter[str] = field(default_factory=Counter)
     """OK within the latency asked for, by task."""
+    shed: Counter[Shed] = field(default_factory=Counter)
+    """What could have been answered in time, had there been less to do."""
     cost_usd: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Predicted device cost of what was sent, by task."""
     topic_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelless.messages import (
+    ASKED,
+    SHED,
     Assignment,
     Condition,
     Correction,
@@ -15,6 +17,14 @@ from modelless.messages import (
     Profile,
     split_variant,
 )
+
+SHED_SHARE_MIN = 0.01
+"""What is less is no overload worth an alarm."""
+SHED_WORDS = {
+    "load": "would have been late",
+    "share": "would have been late, since it is ahead of its fair share",
+    "expired": "expired while they waited",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,32 @@ def to_measure(members: Sequence[Member], profiles: Sequence[Profile], plan: Pla
         if new or again:
             found[member.name] = (*new, *(f"{variant} (again)" for variant in again))
     return found
+
+
+def overloads(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[str, ...]:
+    """Which tasks are overloaded, how much of them is shed, whose and why; in words with what to do. Pure.
+
+    Args:
+        before, now: statistics of one look and of a later one, summed over the same brokers.
+    """
+    grown = {name: number - before.get(name, 0.0) for name, number in now.items()}
+    asked = {name.removeprefix(ASKED): number for name, number in grown.items() if name.startswith(ASKED)}
+    shed: dict[str, list[tuple[float, str]]] = {}
+    for name, number in grown.items():
+        if name.startswith(SHED) and number > 0:
+            reason, topic, task = name.removeprefix(SHED).split(" ", 2)
+            shed.setdefault(task, []).append((number, f"of {topic} {SHED_WORDS[reason]}"))
+    found = []
+    for task, parts in sorted(shed.items()):
+        total = max(asked.get(task, 0.0), sum(number for number, _ in parts))
+        share = sum(number for number, _ in parts) / total
+        if share >= SHED_SHARE_MIN:
+            why = "; ".join(f"{number / total:.0%} {words}" for number, words in sorted(parts, reverse=True))
+            found.append(
+                f"{task} is overloaded, {share:.0%} of its queries are shed ({why}): "
+                "add workers, or allow more latency or less accuracy (`on_miss`)"
+            )
+    return tuple(found)
 
 
 def drifts(corrections: Iterable[Correction]) -> tuple[str, ...]:

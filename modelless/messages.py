@@ -355,6 +355,9 @@ class Served:
     """``changed_ms`` of the labels that were in force: counts of others do not belong together."""
 
 
+SHED, ASKED = "shed.", "asked."
+"""Followed by a reason, a space, a topic, a space and a task; and by a task: queries that were not answered for want of
+devices, and all outcomes. Both since the broker started, of tasks that were ever overloaded."""
 USUAL_ROWS, USUAL_SLOWNESS = "usual_rows.", "usual_slowness."
 """Followed by a group's name, in a broker's statistics: rows of the batch that a query joins there, as of late; and the
 living median over the profile's, of what runs there."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from modelless.catalog import Catalog, CatalogView
 from modelless.config import Config
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
-from modelless.health import VariantView, drifts, notes, to_measure, variant_views, warnings
+from modelless.health import VariantView, drifts, notes, overloads, to_measure, variant_views, warnings
 from modelless.kafka import make_admin, make_consumer, stop_within
 from modelless.messages import Member, ModelVersion, Profile
 from modelless.registration import PlanView, wall_clock
@@ -63,6 +64,8 @@ class Observer:
         self._admin = admin
         self._ends = ends
         self._last: tuple[float, Mapping[str, float]] | None = None
+        self._brokers: dict[str, Mapping[str, float]] = {}
+        """Statistics of the last look, by incarnation."""
 
     async def look(self) -> Overview:
         """Raises UnavailableError when Kafka does not answer."""
@@ -82,7 +85,11 @@ class Observer:
             self._rates(members),
             variant_views(members, profiles, self._catalog.conditions(), plan),
             to_measure(members, profiles, plan),
-            warnings(members, models, profiles, lag) + drifts(self._catalog.corrections()),
+            (
+                *warnings(members, models, profiles, lag),
+                *drifts(self._catalog.corrections()),
+                *self._overloads(members),
+            ),
             notes(members),
         )
 
@@ -112,6 +119,13 @@ class Observer:
             lag[partition.topic] = lag.get(partition.topic, 0) + max(0, end - done)
         return dict(sorted(lag.items()))
 
+    def _overloads(self, members: Sequence[Member]) -> tuple[str, ...]:
+        """Since the last look."""
+        last, self._brokers = self._brokers, {m.incarnation: m.statistics for m in members if m.kind == "broker"}
+        both = last.keys() & self._brokers.keys()
+        before, now = (_total(each[name] for name in both) for each in (last, self._brokers))
+        return overloads(before, now)
+
     def _rates(self, members: Sequence[Member]) -> dict[str, float]:
         now_s = asyncio.get_running_loop().time()
         counts = {f"{m.name}/{m.incarnation}": m.statistics.get("outcomes", 0.0) for m in members if m.kind == "broker"}
@@ -124,6 +138,13 @@ class Observer:
             for name, count in counts.items()
             if name in last[1]
         }
+
+
+def _total(statistics: Iterable[Mapping[str, float]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for each in statistics:
+        total.update(each)
+    return total
 
 
 @asynccontextmanager

@@ -76,3 +76,17 @@ def test_metrics_tell_how_variants_live() -> None:
     assert seen["modelless_broker_variants|cpu|interfered"] == 1
     assert seen["modelless_broker_variants|cpu|active"] == 0
     assert 2.5 < seen["modelless_broker_latency_ratio|cpu|m:1/onnx-fp32"] < 3.1
+
+
+def test_metrics_tell_what_is_shed_and_why() -> None:
+    bench = Bench((model(), [profile(model())]))
+    bench.worker("m:1/onnx-fp32", window_ms=1)
+    for _ in range(40):
+        bench.admit(latency_ms_max=45)
+    bench.poll()
+    bench.admit(1000, arrival_ms=0, latency_ms_max=45)
+    bench.poll(1000)
+    seen = scrape(bench, 1000)
+    refused = seen["modelless_broker_shed_total|load|t|modelless.queries"]
+    assert 0 < refused < 40
+    assert seen["modelless_broker_shed_total|expired|t|modelless.queries"] > 1

@@ -231,6 +231,8 @@ def test_a_flood_refuses_only_itself() -> None:
     assert (reply.entry, reply.status) == (flood, "RESOURCE_EXHAUSTED")
     assert reply.retry_after_ms is not None
     assert reply.retry_after_ms > 0
+    assert "fair share" in reply.message
+    assert bench.core.statistics.shed["t", "modelless.queries", "share"] == 1
 
 
 def test_what_is_within_its_share_is_sent_first() -> None:
@@ -243,3 +245,6 @@ def test_what_is_within_its_share_is_sent_first() -> None:
     (send,) = [each for each in bench.poll(10) if isinstance(each, Send)]
     assert send.batch.items[0].record.topic == "modelless.queries.t"
     assert len(send.batch.items) == 8, "the rest of the batch is for those behind"
+    seconds = bench.core.statistics.topic_seconds
+    assert seconds["modelless.queries.t"] == pytest.approx(0.01 / 8)
+    assert seconds["modelless.queries"] == pytest.approx(0.07 / 8)

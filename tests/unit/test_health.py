@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from modelless.health import drifts, notes, to_measure, variant_views, warnings
+from modelless.health import drifts, notes, overloads, to_measure, variant_views, warnings
 from modelless.messages import (
     Assignment,
     BatchTime,
@@ -112,3 +112,19 @@ def test_what_is_still_to_be_measured() -> None:
     members = [BROKER, worker(), worker("gpu")]
     assert to_measure(members, done, told) == {"cpu-0": ("n:1/onnx-fp32", "p:1/onnx-fp32 (again)")}
     assert to_measure(members, done, None) == {}
+
+
+def test_an_overload_names_task_share_topic_and_reason() -> None:
+    before = {"asked.digits": 100.0, "shed.load q digits": 10.0, "read": 5.0}
+    now = {
+        "asked.digits": 300.0,
+        "asked.faces": 1000.0,
+        "shed.load q digits": 30.0,
+        "shed.share q.a digits": 60.0,
+        "shed.expired q faces": 1.0,
+        "read": 9.0,
+    }
+    (said,) = overloads(before, now)
+    assert said.startswith("digits is overloaded, 40% of its queries are shed (30% of q.a would have been late, since ")
+    assert "; 10% of q would have been late)" in said
+    assert overloads(now, now) == ()
