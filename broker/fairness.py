@@ -37,6 +37,8 @@ AHEAD_OF_MOST = 0.9
 """Of the largest backlog by weight of all topics: who has less than that is not ahead."""
 BACK = 0.9
 """Of both limits: below that a topic that was ahead is not any more."""
+TIMES_FREE = 8.0
+"""So many times the room that is left a topic may take of the broker."""
 
 
 @dataclass(slots=True, eq=False)
@@ -145,6 +147,17 @@ class Fairness:
                 standing.is_ahead = ahead
                 turned.append(account)
         return turned
+
+
+def crowding(held: Mapping[str, float]) -> set[str]:
+    """Topics that are to be read no further, so that the others can be: dynamic thresholds (Choudhury, Hahne, IEEE/ACM
+    ToN 1998). One topic may have eight ninths of the room, two that flood eight seventeenths each, and so on.
+
+    Args:
+        held: by topic, the part of the broker's room that it takes, 0 to 1.
+    """
+    free = 1.0 - sum(held.values())
+    return {topic for topic, part in held.items() if part > TIMES_FREE * free}
 
 
 def share(amount: float, wanted: Mapping[Key, float], weights: Mapping[Key, float]) -> dict[Key, float]:

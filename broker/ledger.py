@@ -119,6 +119,8 @@ class _Partition:
     offsets: PartitionOffsets
     leaving: bool = False
     committed: tuple[int, str] | None = None
+    bytes: int = 0
+    """Of its entries."""
     entries: dict[int, Entry] = field(default_factory=dict)
 
 
@@ -184,6 +186,14 @@ class Ledger:
         owned = self._partitions.get((topic, partition))
         return owned.offsets.position if owned else None
 
+    def held(self) -> dict[str, tuple[int, int]]:
+        """(unfinished queries, bytes of them) by topic, of all that is owned."""
+        found: dict[str, tuple[int, int]] = {}
+        for (topic, _), owned in self._partitions.items():
+            queries, size_bytes = found.get(topic, (0, 0))
+            found[topic] = queries + len(owned.entries), size_bytes + owned.bytes
+        return found
+
     def unsettled(self, partitions: Iterable[tuple[str, int]]) -> int:
         """Entries of these partitions that somebody is working on (SENT or ANSWERING)."""
         owned = (self._partitions[key] for key in partitions if key in self._partitions)
@@ -222,7 +232,9 @@ class Ledger:
 
     def open(self, entry: Entry) -> None:
         record = entry.source.record
-        self._partitions[record.topic, record.partition].entries[record.offset] = entry
+        owned = self._partitions[record.topic, record.partition]
+        owned.entries[record.offset] = entry
+        owned.bytes += entry.size_bytes
         self._by_id.setdefault(entry.address.id, {})[record] = entry
         self.queries += 1
         self.bytes += entry.size_bytes
@@ -234,6 +246,7 @@ class Ledger:
         record = entry.source.record
         owned = self._partitions[record.topic, record.partition]
         del owned.entries[record.offset]
+        owned.bytes -= entry.size_bytes
         owned.offsets.finished(record.offset)
         self._forget(entry)
         return True

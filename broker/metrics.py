@@ -89,7 +89,9 @@ class BrokerCollector(Collector):
         yield GaugeMetricFamily("modelless_broker_unfinished_queries", "Held now.", core.ledger.queries)
         yield GaugeMetricFamily("modelless_broker_unfinished_bytes", "Held now.", core.ledger.bytes)
         yield GaugeMetricFamily("modelless_broker_loop_lag_seconds", "Lateness of timers.", outside.loop_lag_seconds)
-        yield GaugeMetricFamily("modelless_broker_reading_paused", "1 while it is full.", float(outside.paused))
+        yield GaugeMetricFamily(
+            "modelless_broker_reading_paused", "1 while it is full, if of one topic only.", float(outside.paused)
+        )
         yield GaugeMetricFamily("modelless_broker_leads", "1 on the broker that plans.", float(outside.leads))
         yield from self._groups(outside.now_ms)
         yield from self._variants()

@@ -5,13 +5,16 @@ away and every partition is sought back to the ledger's position, so that the le
 exactly in order. The same is done when aiokafka raises, since it forgets what it had taken from other partitions for
 that call; what made it raise is then read raw (:mod:`broker.rescue`). Reading stops while the broker holds its maximum
 of queries or bytes and goes on at three quarters.
+
+Topics are read in turn, and one that takes most of the broker's room is not read on: neither what is buffered of a
+flood nor what waits of it keeps the others from being read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -20,6 +23,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
+from broker.fairness import crowding
 from broker.ledger import Ledger
 from broker.rescue import Unreadable, read_raw
 from modelless.config import Config
@@ -36,6 +40,7 @@ COMMIT_TIMEOUT_S = 5.0
 RAW_TIMEOUT_S = 10.0
 RETRY_S = 0.2
 RESUME_SHARE = 0.75
+Records = Mapping[TopicPartition, Sequence[ConsumerRecord]]
 
 
 class Sink(Protocol):
@@ -66,6 +71,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._progress = asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._turn = 0
         self.paused = False
         self.commit_failures = 0
 
@@ -207,7 +213,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._owned.wait()
             generation = self._generation
             try:
-                batches = await self._consumer.getmany(timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_MAX)
+                batches = await self._next(self._consumer)
             except (Exception, asyncio.CancelledError) as error:  # whatever a decoder or a codec raises
                 raise_if_cancelled(error)
                 _log.warning("aiokafka cannot read on", error=repr(error))
@@ -225,6 +231,38 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.sleep(0)  # aiokafka does not yield while it has records
             if not batches:
                 await self._pass_gaps()
+
+    async def _next(self, consumer: AIOKafkaConsumer) -> Records:
+        """Records of one topic, of another one the next time; none if there are none for a while."""
+        topics: dict[str, list[TopicPartition]] = {}
+        for partition in sorted(consumer.assignment()):
+            topics.setdefault(partition.topic, []).append(partition)
+        readable = self._readable(topics)
+        if topics and not readable:
+            await self.settled()
+            return {}
+        found: Records = {}
+        self._turn += 1
+        for number in range(len(readable)):
+            if len(readable) > 1 and not found:
+                topic = readable[(self._turn + number) % len(readable)]
+                found = await consumer.getmany(*topics[topic], timeout_ms=0, max_records=RECORDS_MAX)
+        if not found:
+            everything = [partition for topic in readable for partition in topics[topic]]
+            found = await consumer.getmany(*everything, timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_MAX)
+        return found
+
+    def _readable(self, topics: Collection[str]) -> list[str]:
+        """Of these, all but those that take most of the room, if there are others."""
+        if len(topics) < 2:
+            self.paused = False
+            return list(topics)
+        limit, limit_bytes = self._config.broker.in_flight_max, self._config.broker.memory_mb_max << 20
+        held = {topic: max(n / limit, size / limit_bytes) for topic, (n, size) in self._ledger.held().items()}
+        crowded = crowding(held)
+        readable = [topic for topic in topics if topic not in crowded]
+        self.paused = len(readable) < len(topics)
+        return readable
 
     async def _room(self) -> None:
         """Wait while the broker is full."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from broker.batcher import BEHIND_MS, NEVER, VariantQueue
 from broker.catalog import Candidate
 from broker.core import Reply, Send
-from broker.fairness import Account, Fairness, share
+from broker.fairness import Account, Fairness, crowding, share
 from broker.profiles import LatencyTable
 from modelless import frames
 
@@ -248,3 +248,13 @@ def test_what_is_within_its_share_is_sent_first() -> None:
     seconds = bench.core.statistics.topic_seconds
     assert seconds["modelless.queries.t"] == pytest.approx(0.01 / 8)
     assert seconds["modelless.queries"] == pytest.approx(0.07 / 8)
+
+
+# --- the broker's room ------------------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_takes_most_of_the_room_is_read_no_further() -> None:
+    assert crowding({"a": 0.88, "b": 0.0}) == set()
+    assert crowding({"a": 0.89, "b": 0.0}) == {"a"}
+    assert crowding({"a": 0.6, "b": 0.33}) == {"a"}
+    assert crowding({"a": 0.5, "b": 0.46}) == {"a", "b"}
