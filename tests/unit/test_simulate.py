@@ -77,6 +77,31 @@ def test_what_is_written_stands_before_the_verifier(folder: Path) -> None:
     assert set(json.loads(Path("out/run.json").read_text())["greedy"]["tasks"]) == {"digits", "faces"}
 
 
+def test_topics_have_figures_of_their_own(folder: Path) -> None:
+    asked = "poisson:rate=1500,seconds=1.5,task=digits,latency_ms_max=100,topic="
+    output = simulated(
+        "--generate", f"{asked}first", "--generate", f"{asked}second", "--policy", "ours", "--policy", "greedy",
+        "--topic-weight", "second=3", "--log", "run.csv", "--json", "run.json", "--save-arrivals", "all.csv",
+    )  # fmt: skip
+    assert output.count("second") == 2
+    found = json.loads((folder / "run.json").read_text())
+    ours = found["ours"]["topics"]
+    assert ours["second"]["attributed_cost_usd"] > 2 * ours["first"]["attributed_cost_usd"]
+    assert sum(each["queries"] for each in ours.values()) == found["ours"]["queries"]
+    judged = ["run.ours.csv", "--profiles", "profiles.csv", "--fleet", "fleet.csv", "--arrivals", "all.csv"]
+    assert verifier.main([*judged, "--json", "run.json", "--policy", "ours"]) == 0
+    ours["first"]["in_time"] += 0.01
+    (folder / "run.json").write_text(json.dumps(found))
+    assert verifier.main([*judged, "--json", "run.json", "--policy", "ours"]) == 1
+    simulated("--arrivals", "all.csv", "--policy", "greedy", "--log", "again.csv")
+    assert (folder / "again.csv").read_text() == (folder / "run.greedy.csv").read_text()
+
+
+@pytest.mark.parametrize("weight", ["second", "second=", "=2", "second=0", "second=inf"])
+def test_a_weight_that_is_none_is_named(folder: Path, weight: str) -> None:
+    assert weight in said("--arrivals", "arrivals.csv", "--topic-weight", weight)
+
+
 def test_each_of_several_policies_has_a_log_of_its_own(folder: Path) -> None:
     simulated("--arrivals", "arrivals.csv", "--policy", "greedy", "--policy", "single", "--log", "run.csv")
     assert {path.name for path in folder.glob("run*")} == {
