@@ -148,29 +148,32 @@ class Selector:
         wanting: bool,
     ) -> Choice:
         """By what the query prefers, and what device time is worth; without a plan's route."""
-        query = entry.query
+        query, see = entry.query, self._prices.see
         is_urgent = 0 < slack_ms < NEVER
+        pays = is_urgent and query.on_miss == "degrade"
         bounds: list[Bound] = []
         prices: dict[int, float] = {}
         for each in ranking.classes:
             wait_ms = wait(each, entry, now_ms)
             bounds.append((each.id, wait_ms, slack_ms - wait_ms))
-            if is_urgent:
-                share = wait_ms / slack_ms
-                prices[each.id] = self._prices.see(each.group, each.team, share, now_ms, entry.account)
+            if pays:
+                prices[each.id] = see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
-        asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
+        if found is not None and is_urgent and not pays:
+            wait_ms = wait(Class(ANY, found.group, found.team), entry, now_ms)
+            see(found.group, found.team, wait_ms / slack_ms, now_ms, entry.account)
+        pays = pays and (found is None or query.prefer == "accuracy")  # else the floor is kept while there is time
         wanting = wanting and ranking.unloaded > 0
-        choice: Choice | None = None
-        if is_urgent and query.on_miss == "degrade" and (found is None or query.prefer == "accuracy"):
-            choice = asked.priced(prices, found, wanting=wanting)  # otherwise the floor is kept while there is time
-        if choice is None and found is not None:
-            choice = Chosen(found, (), asked.wanted(query.prefer, found, floor, asked.latency_ms) if wanting else None)
-        if choice is None:
-            choice = asked.missed(asked.wanted(query.prefer, None, floor, asked.latency_ms))
-            if isinstance(choice, Chosen) and not wanting:
-                choice = choice._replace(wanted=None)
-        return choice
+        if found is not None and not pays and not wanting:
+            return Chosen(found)
+        asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
+        choice = asked.priced(prices, found, wanting=wanting) if pays else None
+        if choice is not None:
+            return choice
+        if found is not None:
+            return Chosen(found, (), asked.wanted(query.prefer, found, floor, asked.latency_ms))
+        missed = asked.missed(asked.wanted(query.prefer, None, floor, asked.latency_ms))
+        return missed if wanting or not isinstance(missed, Chosen) else missed._replace(wanted=None)
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
         """What was asked for, or the best of what was named minus the slack."""
