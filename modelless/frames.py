@@ -13,6 +13,7 @@ The conversation::
       | <--- Batch -------------------------- |
       | ---- Outcome (replies are in Kafka) > |
       | <--- Cancel ------------------------- |   dropped if it has not started
+      | <--- Recall ------------------------- |   given back if it has not started: you are too slow
       | <--- Ping ... Ping -----------------> |   every second each way; three missing: the link is dead
       | ---- Drain -------------------------> |   send nothing new; what I hold I answer
 
@@ -180,7 +181,7 @@ class ItemOutcome(NamedTuple):
 
     * ``answered``: Kafka acknowledged the reply; ``status`` says which.
     * ``poisoned``: the same, and it alone brings the executor down: the broker dead-letters a copy.
-    * ``returned``: not run and not answered (draining, variant unloaded); the broker has it again.
+    * ``returned``: not answered (draining, variant unloaded, recalled); the broker has it again.
     * ``undeliverable``: ran, but the reply could not be written (topic gone, too large even as an error).
     """
 
@@ -192,7 +193,10 @@ class ItemOutcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Settles items of a batch; ``final`` when it was the last of them and the credit is free again."""
+    """Settles items of a batch; ``final`` when it was the last of them and the credit is free again.
+
+    Without items and not final: a run of the batch ended badly, and parts of it run again.
+    """
 
     batch: int
     final: bool
@@ -222,6 +226,19 @@ class CancelItems:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Give these back (``returned``), unanswered, where they have not started.
+
+    ``answered``: another worker has answered them meanwhile, so give back what runs or has not started, whatever became
+    of it. The worker alone decides what has not started, so that nothing that is given back is answered too.
+    """
+
+    batch: int
+    records: tuple[RecordId, ...]
+    answered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     sent_ms: float
     """The sender's monotonic clock; meaningless to the receiver."""
@@ -234,7 +251,9 @@ class Drain:
     reason: str
 
 
-Frame = Hello | State | Credit | Demand | Batch | Outcome | Answered | CancelItems | Ping | Drain | Backlog | Call
+Frame = (
+    Hello | State | Credit | Demand | Batch | Outcome | Answered | CancelItems | Ping | Drain | Backlog | Call | Recall
+)
 FRAME_TYPES: tuple[type[Frame], ...] = (
     Hello,
     State,
@@ -248,5 +267,6 @@ FRAME_TYPES: tuple[type[Frame], ...] = (
     Drain,
     Backlog,
     Call,
+    Recall,
 )
 """A frame's type on the wire is its index here; appended to, never reordered."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +17,8 @@ import structlog
 
 from modelless.clock import KafkaClock
 from modelless.config import Config, GroupConfig
-from modelless.frames import Batch, CancelItems, Demand, Frame, ItemOutcome
+from modelless.frames import Batch, CancelItems, Demand, Frame, ItemOutcome, Recall
+from modelless.messages import RecordId
 from workers import rows
 from workers.answered import AnsweredLately
 from workers.device_queue import Answer, DeviceQueue, Run, Tell
@@ -101,6 +102,8 @@ class Device:
                 self._metrics.batch_rows.observe(sum(item.rows for item in frame.items))
             case CancelItems():
                 self.queue.cancel(link, frame)
+            case Recall():
+                self.queue.recall(link, frame)
             case Demand():
                 self.queue.demand(link, frame)
             case _:
@@ -213,9 +216,9 @@ class Device:
         self.busy_s += execute_ms / 1000
         if error is None:
             outputs = future.result()
-            self.queue.ran(execute_ms, rows.predictions(outputs) if run.predicts else ())
+            unwanted = self.queue.ran(execute_ms, rows.predictions(outputs) if run.predicts else ())
             self.kick()  # the device first, then the replies of what it did
-            self._publish(run, outputs, execute_ms)
+            self._publish(run, outputs, execute_ms, unwanted)
             return
         if isinstance(error, ExecutorDiedError):
             _log.error("an executor died", variant=run.variant, items=len(run.items))
@@ -228,7 +231,7 @@ class Device:
             raise error
         self.kick()
 
-    def _publish(self, run: Run, outputs: Outputs, execute_ms: float) -> None:
+    def _publish(self, run: Run, outputs: Outputs, execute_ms: float, unwanted: Sequence[Collection[RecordId]]) -> None:
         times = self._times.setdefault(run.variant, deque(maxlen=BATCH_TIMES_MAX))
         times.append((run.rows, execute_ms))
         rows_run, busy_ms = self._load.get(run.variant, (0, 0.0))
@@ -236,8 +239,11 @@ class Device:
         if run.shadow:
             return
         replies = of_run(run, outputs, execute_ms, self._author, self._clock.now_ms())
-        for part, own in zip(run.parts, replies, strict=True):
-            self.publisher.publish(own, partial(self._settled, part.link, part.batch.batch))
+        for part, own, gone in zip(run.parts, replies, unwanted, strict=True):
+            if gone:
+                own = [reply for reply in own if reply.item.record not in gone]
+            if own:
+                self.publisher.publish(own, partial(self._settled, part.link, part.batch.batch))
 
     def _settled(self, link: int, batch: int, outcomes: list[ItemOutcome]) -> None:
         now_ms = self._clock.now_ms()

@@ -37,7 +37,9 @@ from modelless.frames import (
     Item,
     ItemOutcome,
     Outcome,
+    Recall,
 )
+from modelless.messages import RecordId
 from workers import rows
 from workers.bisect import Culprit, after_bad_end
 from workers.credit import Cap, divide
@@ -137,6 +139,8 @@ class _Held:
     execute_ms: float = 0.0
     rows_run: int = 0
     predictions: tuple[int, ...] = ()
+    unwanted: frozenset[RecordId] = frozenset()
+    """Somebody else has answered these; what of them runs is given back when it ends."""
 
 
 @dataclass(slots=True, eq=False)
@@ -257,6 +261,20 @@ class DeviceQueue:
                 gone = [i for i in piece.indices if held.batch.items[i].record in wanted]
                 self._answer(piece, gone, "CANCELLED", "cancelled before it started")
 
+    def recall(self, link: int, frame: Recall) -> None:
+        """Give back the named items that have not started, unless they are suspects; see the frame."""
+        held = self._held.get((link, frame.batch))
+        if held is None:
+            return
+        wanted = frozenset(frame.records)
+        for piece in [p for p in self._pieces if p.held is held and (frame.answered or not p.quarantined)]:
+            gone = [i for i in piece.indices if held.batch.items[i].record in wanted]
+            if gone:
+                self._take_out(piece, gone)
+                self._give_back(held, gone, "recalled")
+        if frame.answered:
+            held.unwanted |= wanted
+
     def ready(self, variants: Collection[str]) -> None:
         """The variants that may be sent here; what waits for others is returned."""
         self._ready = frozenset(variants)
@@ -284,8 +302,10 @@ class DeviceQueue:
         for piece in pieces:
             self._give_back(piece.held, piece.indices, "draining")
 
-    def ran(self, execute_ms: float, predictions: tuple[int, ...] = ()) -> None:
+    def ran(self, execute_ms: float, predictions: tuple[int, ...] = ()) -> tuple[frozenset[RecordId], ...]:
         """The run ended well; the shell publishes its replies, unless it was a shadow's.
+
+        Returns by part the queries that are not to be answered any more.
 
         ``predictions`` are those of all of its rows, if a part asked for them; they are told of a batch that ran as a
         whole.
@@ -301,6 +321,8 @@ class DeviceQueue:
             start = end
             if held.batch.shadow and self._is_held(held):
                 self._settle(held, tuple(ItemOutcome(items[i].record, "answered", "OK") for i in piece.indices))
+            self._wanted(held, piece.indices)
+        return tuple([piece.held.unwanted for piece in pieces])
 
     def failed(self, execute_ms: float) -> None:
         """The model raised an error."""
@@ -393,14 +415,29 @@ class DeviceQueue:
         if not gone:
             return
         held = piece.held
+        self._take_out(piece, gone)
+        items = tuple(held.batch.items[i] for i in gone)
+        self._out.append(Answer(held.link, held.batch, items, status, message))
+
+    def _take_out(self, piece: _Piece, gone: Sequence[int]) -> None:
+        """Of a piece that waits."""
         piece.indices = tuple(i for i in piece.indices if i not in set(gone))
         if piece.indices:
-            piece.deadline_ms = _deadline_ms(held.batch, piece.indices)
+            piece.deadline_ms = _deadline_ms(piece.held.batch, piece.indices)
         else:
             self._pieces.remove(piece)
             self._regrant = True
-        items = tuple(held.batch.items[i] for i in gone)
-        self._out.append(Answer(held.link, held.batch, items, status, message))
+
+    def _wanted(self, held: _Held, indices: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what ran, what nobody else has answered meanwhile; the rest is given back."""
+        if not self._is_held(held):  # its link was lost meanwhile
+            return ()
+        if not held.unwanted:
+            return indices
+        gone = [i for i in indices if held.batch.items[i].record in held.unwanted]
+        if gone:
+            self._give_back(held, gone, "recalled")
+        return tuple(i for i in indices if i not in set(gone))
 
     def _runnable(self, piece: _Piece) -> bool:
         return not self._paused and (self._quarantine_up if piece.quarantined else self._device_up)
@@ -477,7 +514,7 @@ class DeviceQueue:
         verdict = after_bad_end(tuple(range(len(suspects))), crashed=crashed, quarantined=first.quarantined)
         if isinstance(verdict, Culprit):
             held, index = suspects[verdict.index]
-            if not self._is_held(held):
+            if not self._wanted(held, (index,)):
                 return
             message = (
                 "this query brings the model's executor down"
@@ -487,10 +524,14 @@ class DeviceQueue:
             item = held.batch.items[index]
             self._out.append(Answer(held.link, held.batch, (item,), "INTERNAL", message, verdict.poisoned))
             return
+        for held in dict.fromkeys([piece.held for piece in pieces]):
+            if self._is_held(held):
+                self._settle(held, ())  # so that nobody tries it elsewhere meanwhile
         for numbers in verdict.parts:
             self._halves += 1
             for held, indices in _by_batch([suspects[number] for number in numbers]):
-                if not self._is_held(held):  # its link was lost meanwhile
+                indices = self._wanted(held, indices)
+                if not indices:
                     continue
                 if self._draining:
                     self._give_back(held, indices, "draining")

@@ -42,7 +42,7 @@ BATCH = Batch(7, "m:1/onnx-fp32", 0.97, 3.0, (ITEM,), (BatchTensor("x", "FP32", 
 
 def test_types_are_pinned() -> None:
     assert " ".join(kind.__name__ for kind in FRAME_TYPES) == (
-        "Hello State Credit Demand Batch Outcome Answered CancelItems Ping Drain Backlog Call"
+        "Hello State Credit Demand Batch Outcome Answered CancelItems Ping Drain Backlog Call Recall"
     )
     assert set(FRAME_TYPES) == set(typing.get_args(Frame))
 
@@ -105,7 +105,7 @@ BAD_VALUES: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "metadata in an array": ((5, 0, 11), [], "Item.metadata: must be a map"),
     "data of text": ((6, 0, 3), "x", "BatchTensor.data: must be bytes"),
     "a shape of fractions": ((6, 0, 2), [1.5], "BatchTensor.shape: must be an integer"),
-    "a frame type beyond": ((0,), len(FRAME_TYPES), "frame type 12 is not one of 0 to 11"),
+    "a frame type beyond": ((0,), len(FRAME_TYPES), "frame type 13 is not one of 0 to 12"),
     "a negative frame type": ((0,), -1, "frame type -1"),
     "a textual frame type": ((0,), "Batch", "frame type 'Batch'"),
     "a boolean frame type": ((0,), True, "frame type True"),

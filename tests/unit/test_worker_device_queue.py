@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worker_builders import VARIANT, batch, item
 
-from modelless.frames import Backlog, Batch, BatchTensor, Call, CancelItems, Credit, Demand, Item, ItemOutcome, Outcome
+from modelless.frames import (
+    Backlog,
+    Batch,
+    BatchTensor,
+    Call,
+    CancelItems,
+    Credit,
+    Demand,
+    Item,
+    ItemOutcome,
+    Outcome,
+    Recall,
+)
 from workers.device_queue import Answer, DeviceQueue, Instruction, Run, Tell
 
 
@@ -39,6 +51,16 @@ def outcomes(instructions: list[Instruction]) -> list[Outcome]:
 
 def offsets(run: Run | Answer) -> list[int]:
     return [each.record.offset for each in run.items]
+
+
+def ran(queue: DeviceQueue, run: Run) -> list[Run]:
+    """It ended well: what of it is published, as the shell does it."""
+    parts = []
+    for part, gone in zip(run.parts, queue.ran(1.0), strict=True):
+        kept = tuple([i for i in part.indices if part.batch.items[i].record not in gone])
+        if kept:
+            parts.append(replace(part, indices=kept))
+    return [replace(run, parts=tuple(parts))] if parts else []
 
 
 def settle(queue: DeviceQueue, done: Run | Answer, now_ms: float) -> None:
@@ -99,6 +121,51 @@ def test_cancelled_items_do_not_start() -> None:
     assert (offsets(answer), answer.status) == ([2], "CANCELLED")
     queue.device(True)
     assert offsets(runs(queue.poll(1))[0]) == [1, 3]
+
+
+def test_recalled_items_are_given_back_when_they_have_not_started() -> None:
+    queue = make_queue()
+    queue.push(1, batch(1, [item(1), item(2)]))
+    (run,) = runs(queue.poll(0))
+    queue.push(1, batch(2, [item(3), item(4)]))
+    for number, records in ((1, (1, 2)), (2, (3,)), (3, (9,))):
+        queue.recall(1, Recall(number, tuple(item(offset).record for offset in records)))
+    queue.recall(2, Recall(2, (item(4).record,)))
+    (outcome,) = outcomes(queue.poll(0))
+    assert (outcome.batch, outcome.final, outcome.execute_ms) == (2, False, 0.0)
+    assert [(each.record.offset, each.disposition) for each in outcome.items] == [(3, "returned")]
+    assert ran(queue, run) == [run], "what runs is answered"
+    assert offsets(runs(queue.poll(1))[0]) == [4]
+
+
+def test_what_another_worker_has_answered_is_given_back_from_a_run_too() -> None:
+    queue = make_queue()
+    queue.push(1, batch(1, [item(1), item(2)]))
+    (run,) = runs(queue.poll(0))
+    queue.push(1, batch(2, [item(3)]))
+    queue.recall(1, Recall(1, (item(2).record,), answered=True))
+    queue.recall(1, Recall(2, (item(3).record,), answered=True))
+    assert [outcome.batch for outcome in outcomes(queue.poll(0))] == [2]
+    (published,) = ran(queue, run)
+    assert offsets(published) == [1]
+    (outcome,) = outcomes(queue.poll(1))
+    assert [(each.record.offset, each.disposition) for each in outcome.items] == [(2, "returned")]
+    settle(queue, published, 2)
+    (outcome,) = outcomes(queue.poll(2))
+    assert (outcome.final, outcome.rest_ok) == (True, True)
+
+
+def test_suspects_are_not_given_back_and_a_bad_end_is_told_at_once() -> None:
+    queue = make_queue()
+    queue.push(1, batch(1, [item(1), item(2), item(3)]))
+    queue.poll(0)
+    queue.crashed(7.0)
+    (outcome,) = outcomes(queue.poll(1))
+    assert (outcome.final, outcome.items, outcome.execute_ms, outcome.rows) == (False, (), 7.0, 0)
+    queue.recall(1, Recall(1, tuple(item(offset).record for offset in (1, 2, 3))))
+    assert outcomes(queue.poll(2)) == []
+    queue.recall(1, Recall(1, (item(3).record,), answered=True))
+    assert [each.record.offset for each in outcomes(queue.poll(2))[0].items] == [3]
 
 
 def test_a_lost_link_drops_what_waits_and_finishes_what_runs() -> None:
@@ -312,6 +379,10 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
         elif action < 0.4 and pushed:
             for link in links:
                 queue.cancel(link, CancelItems(number, (item(dice.randrange(offset_next)).record,)))
+        elif action < 0.5 and sent:
+            link, recalled = dice.choice(list(sent))
+            records = tuple(item(offset).record for offset in sent[link, recalled] if dice.random() < 0.7)
+            queue.recall(link, Recall(recalled, records, answered=dice.random() < 0.5))
         elif action < 0.7 and running is not None:
             run, running = running, None
             if bad & set(offsets(run)):
@@ -321,8 +392,7 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
                 else:
                     queue.failed(1.0)
             else:
-                queue.ran(1.0)
-                unsettled.append(run)
+                unsettled += ran(queue, run)
         elif action < 0.8 and unsettled:
             settle(queue, unsettled.pop(dice.randrange(len(unsettled))), now_ms)
         elif action < 0.85:
@@ -338,8 +408,7 @@ def test_every_item_gets_exactly_one_outcome_and_nothing_starts_late(seed: int) 
             if bad & set(offsets(run)):
                 queue.failed(1.0)
             else:
-                queue.ran(1.0)
-                unsettled.append(run)
+                unsettled += ran(queue, run)
         while unsettled:
             settle(queue, unsettled.pop(), now_ms)
     carry_out(queue.poll(now_ms))
@@ -548,6 +617,38 @@ def test_a_query_is_not_blamed_for_one_whose_link_was_lost_in_mid_run() -> None:
     queue.failed(1.0)
     out = queue.poll(2)
     assert answers(out) == []
+    assert offsets(runs(out)[0]) == [2]
+
+
+def test_what_another_worker_has_answered_of_a_shared_run_is_its_own_brokers_only() -> None:
+    queue = waiting((1, part(7, [item(1, 50.0), item(3)])), (2, part(7, [item(1, 60.0)])))
+    (run,) = runs(queue.poll(1))
+    queue.recall(1, Recall(7, (item(1).record,), answered=True))
+    (published,) = ran(queue, run)
+    assert [(each.link, [of.record.offset for of in each.items]) for each in published.parts] == [(1, [3]), (2, [1])]
+    settle(queue, published, 2)
+    told = [(i.link, i.frame) for i in queue.poll(2) if isinstance(i, Tell) and isinstance(i.frame, Outcome)]
+    assert [(link, frame.final, len(frame.items)) for link, frame in told] == [
+        (1, False, 1),
+        (1, True, 0),
+        (2, True, 0),
+    ]
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_of_a_bad_run_what_another_worker_has_answered_does_not_run_again_nor_leaves_its_mate_blamed(
+    crashes: bool,
+) -> None:
+    queue = waiting((1, part(1, [item(1, 50.0)])), (2, part(1, [item(2, 60.0)])))
+    queue.quarantine(True)
+    queue.poll(1)
+    queue.recall(1, Recall(1, (item(1).record,), answered=True))
+    (queue.crashed if crashes else queue.failed)(1.0)
+    out = queue.poll(2)
+    told = [
+        (i.link, i.frame.final, len(i.frame.items)) for i in out if isinstance(i, Tell) and isinstance(i.frame, Outcome)
+    ]
+    assert (answers(out), told) == ([], [(1, False, 0), (2, False, 0), (1, True, 1)])
     assert offsets(runs(out)[0]) == [2]
 
 
