@@ -40,6 +40,7 @@ from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
 from broker.statistics import Shed, ShedReason, Statistics
+from broker.stragglers import Hedge, Stragglers
 from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
@@ -68,8 +69,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class CancelSent:
+    """Tell a worker that it need not answer what it was sent."""
+
     worker: Worker
-    cancel: frames.CancelItems
+    cancel: frames.CancelItems | frames.Recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Core:
         *,
         accuracy_slack: float = 0.02,
         attempts_max: int = 3,
+        hedge_share_max: float = 0.01,
         topic_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.catalog = Catalog()
@@ -130,6 +134,7 @@ class Core:
         self._instructions: list[Instruction] = []
         self._batches = count(1)
         self._shadows = Shadows(self.catalog, self.counts, self._batches)
+        self._stragglers = Stragglers(hedge_share_max, self.statistics, self.ledger.is_leaving)
         self._sequence = count()
         self._rank_ms = -NEVER
         self._wants = Wants()
@@ -173,8 +178,9 @@ class Core:
                 self._reply(entry, "CANCELLED", "cancelled before it started")
             elif entry.state is State.SENT and isinstance(entry.place, Sent):
                 entry.cancelled = True
-                frame = frames.CancelItems(entry.place.batch, (entry.record,))
-                self._instructions.append(CancelSent(entry.place.worker, frame))
+                if entry.place.elsewhere(entry.record) is None:  # or one would say so, and the other one answer
+                    frame = frames.CancelItems(entry.place.batch, (entry.record,))
+                    self._instructions.append(CancelSent(entry.place.worker, frame))
         if not found:
             self._cancelled[name] = logged_ms
             if len(self._cancelled) > CANCELS_MAX:
@@ -252,6 +258,7 @@ class Core:
                 worker.credit(frame.window_ms)
             case frames.Backlog():
                 worker.told(frame, now_ms)
+                self._stragglers.expect(worker)
             case frames.Call():
                 self._called(worker, frame, now_ms)
             case frames.State():
@@ -278,7 +285,7 @@ class Core:
         for order, sent in enumerate(worker.sent.values()):
             for entry in sent.entries.values():
                 if entry.state is State.SENT:
-                    self._again(entry, now_ms, attempted=order == 0)  # the oldest is what it ran, most probably
+                    self._again(sent, entry, now_ms, attempted=order == 0)  # the oldest is what it ran, most probably
         worker.sent.clear()
         self._replace_stranded(now_ms)
 
@@ -315,8 +322,11 @@ class Core:
         if self._fairness.several:
             self._order_by_shares(now_ms)
         self._expire(now_ms)
+        self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
+        for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
+            self._hedge(hedge, now_ms)
         if self._shadows:
             idle = [group for group in self.groups.values() if not any(group.queues.values())]
             batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)
@@ -327,11 +337,12 @@ class Core:
 
     def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
-        wake_ms = self._parked[0][0] if self._parked else NEVER
+        wake_ms = min(self._parked[0][0] if self._parked else NEVER, self._stragglers.wake_ms)
         for group in self.groups.values():
             wake_ms = min(wake_ms, group.head_ms)
-            if self._polled_ms < group.send_ms < wake_ms:
-                wake_ms = group.send_ms
+            for at_ms in (group.send_ms, group.overdue_ms):
+                if self._polled_ms < at_ms < wake_ms:
+                    wake_ms = at_ms
         return wake_ms
 
     # --- for those who look ---------------------------------------------------------------------------------------
@@ -489,10 +500,13 @@ class Core:
             self._parked.remove((*entry.sort_key, entry))
             entry.place = None
 
-    def _again(self, entry: Entry, now_ms: float, *, attempted: bool) -> None:
-        """A worker had it and will not answer it."""
-        entry.state, entry.place, entry.refused_by = State.WAITING, None, ()
+    def _again(self, sent: Sent, entry: Entry, now_ms: float, *, attempted: bool) -> None:
+        """A worker had it and will not answer it; nor does anybody else have it."""
         entry.attempts += attempted
+        if (other := sent.elsewhere(entry.record)) is not None:
+            entry.place = other
+            return
+        entry.state, entry.place, entry.refused_by = State.WAITING, None, ()
         self.statistics.retried += attempted
         if entry.cancelled:
             self._reply(entry, "CANCELLED", "cancelled before it was sent again")
@@ -580,22 +594,16 @@ class Core:
         return tuple([each for each in candidates if each.group == group.name and each.team])
 
     def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], block_ms: float, now_ms: float) -> None:
-        rows = sum([entry.rows for entry in entries])
-        cost_ms = candidate.table.p50_ms(rows)
-        sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
-        sent.margin_ms = candidate.table.sure_ms(rows) - cost_ms
+        sent = self._sent(worker, candidate, entries, now_ms)
         if candidate.model.name in self.counts:
             sent.predicts = self._shadows.samples(candidate, entries)
-        worker.give(sent, now_ms)
-        if self._fairness.several:
-            self._charge(sent)
+        self._stragglers.earn(len(entries))
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
         for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
             self.statistics.queue_seconds.observe((now_ms - arrival_ms) / 1000, number)
-        self.statistics.batch_rows.observe(rows)
-        self.statistics.cost_usd[candidate.model.task] += cost_ms * candidate.price_per_ms
-        times = candidate.table.times(rows, block_ms) if worker.is_shared else ()
+        self.statistics.batch_rows.observe(sent.rows)
+        times = candidate.table.times(sent.rows, block_ms) if worker.is_shared else ()
         self._instructions.append(Send(worker, _batch(sent, entries, times)))
 
     def _charge(self, sent: Sent) -> None:
@@ -618,6 +626,28 @@ class Core:
             for account in self._fairness.turned(name, len(group.workers), now_ms):
                 for queue in group.queues.values():
                     queue.reorder(account)
+
+    def _hedge(self, hedge: Hedge, now_ms: float) -> None:
+        """The second worker has them too from now on; whoever is first answers."""
+        first, worker, entries = hedge
+        sent = self._sent(worker, first.candidate, entries, now_ms)
+        for record in sent.entries:
+            sent.others[record], first.others[record] = first, sent
+        self._instructions.append(Send(worker, _batch(sent, entries, ())))
+
+    def _sent(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> Sent:
+        """A worker is given a batch."""
+        rows = sum([entry.rows for entry in entries])
+        cost_ms = candidate.table.p50_ms(rows)
+        sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
+        sent.margin_ms = candidate.table.sure_ms(rows) - cost_ms
+        sent.tail_ms = max(candidate.table.p99_ms(rows), cost_ms)
+        worker.give(sent, now_ms)
+        self._stragglers.expect(worker)
+        if self._fairness.several:
+            self._charge(sent)
+        self.statistics.cost_usd[candidate.model.task] += cost_ms * candidate.price_per_ms
+        return sent
 
     def _reply(self, entry: Entry, status: str, message: str, retry_after_ms: float | None = None) -> None:
         entry.state = State.ANSWERING
@@ -662,6 +692,7 @@ class Core:
         if sent is None:
             self._shadows.outcome(worker, frame)
             return
+        self._stragglers.outcome(worker, sent, frame, now_ms)
         if sent.candidate.model.name in self.counts:
             self._count_versions(sent, frame)
             if sent.predicts and frame.rest_ok and frame.predictions:
@@ -669,15 +700,17 @@ class Core:
         for item in frame.items:
             entry = sent.entries.pop(item.record, None)
             if entry is not None and entry.state is State.SENT:
-                self._settle(entry, item, now_ms)
+                self._settle(sent, entry, item, now_ms)
         if frame.final:
             worker.settle(frame.batch, frame.execute_ms, now_ms)
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
-                return
             for entry in sent.entries.values():  # a worker that forgets is a worker that gave back
                 if entry.state is State.SENT:
-                    self._again(entry, now_ms, attempted=True)
+                    self._again(sent, entry, now_ms, attempted=True)
+        self._stragglers.expect(worker)
+        if sent.others:
+            self._instructions += [CancelSent(*recall) for recall in self._stragglers.unwanted(sent)]
 
     def _count_versions(self, sent: Sent, frame: frames.Outcome) -> None:
         """Of a model with a canary or a shadow; what settles now is still among the batch's entries."""
@@ -704,9 +737,9 @@ class Core:
         answered = [entry for entry in sent.entries.values() if entry.state is State.SENT and finish(entry)]
         self._answered(answered, "OK", now_ms)
 
-    def _settle(self, entry: Entry, item: frames.ItemOutcome, now_ms: float) -> None:
+    def _settle(self, sent: Sent, entry: Entry, item: frames.ItemOutcome, now_ms: float) -> None:
         if item.disposition == "returned":
-            self._again(entry, now_ms, attempted=False)
+            self._again(sent, entry, now_ms, attempted=False)
         elif item.disposition == "undeliverable":
             self._bury(entry, "UNDELIVERABLE", item.message or "the reply could not be written")
         elif item.disposition == "poisoned":

@@ -31,8 +31,21 @@ class Sent:
     sent_ms: float = 0.0
     margin_ms: float = 0.0
     """By so much it may well take longer."""
+    tail_ms: float = 0.0
+    """Its p99."""
     predicts: bool = False
     """Some of its queries are to be copied to a shadow."""
+    recalled_ms: float | None = None
+    """When the worker was asked to give back what has not started of it."""
+    failed: bool = False
+    """A run of it ended badly; the worker looks for who is to blame."""
+    others: dict[RecordId, Sent] = field(default_factory=dict)
+    """Of the queries that a second worker was sent too: the other batch."""
+
+    def elsewhere(self, record: RecordId) -> Sent | None:
+        """Another batch, at another worker, that still has this query too."""
+        other = self.others.get(record)
+        return other if other is not None and record in other.entries and other.batch in other.worker.sent else None
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +73,10 @@ class Worker:
     """When the device had run all that is settled, by our reckoning."""
     lag_ms: float = 0.0
     """From then to its outcome's arrival, when its device had nothing else to do before."""
+    heard_ms: float = -NEVER
+    """When it told of the end of a run last."""
+    overdue_ms: float = NEVER
+    """From when on it is unusual that it has not told of another one."""
     room_ms: float = -NEVER
     """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
     on_change: Callable[[], None] = lambda: None
@@ -90,6 +107,16 @@ class Worker:
         self.ends_ms = max(self.ends_ms, now_ms) + cost_ms
         self._changed()
 
+    def delay(self, ends_ms: float) -> None:
+        """Its device will not have run all of it sooner than then."""
+        self.ends_ms = max(self.ends_ms, ends_ms)
+        self._changed()
+
+    def expect(self, overdue_ms: float) -> None:
+        """It should tell of the end of a run before then."""
+        self.overdue_ms = overdue_ms
+        self.on_change()
+
     def credit(self, window_ms: float) -> None:
         self.window_ms = window_ms
         self._changed()
@@ -103,13 +130,18 @@ class Worker:
         sent = self.sent.pop(batch)
         was_idle = sent.sent_ms >= self.ran_ms
         self.ran_ms = max(self.ran_ms, sent.sent_ms) + execute_ms
-        if was_idle:
+        if was_idle and execute_ms:
             self.lag_ms = max(now_ms - self.ran_ms, 0.0)
         self.ran_ms = min(max(self.ran_ms, now_ms - self.lag_ms), now_ms)
         if not self.is_shared:
             self.ends_ms = self.ran_ms + self.unsettled_ms
         self._changed()
         return sent
+
+    @property
+    def front(self) -> Sent:
+        """Of what is sent the first: it runs, most probably."""
+        return next(iter(self.sent.values()))
 
     @property
     def unsettled_ms(self) -> float:

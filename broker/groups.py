@@ -42,6 +42,7 @@ class Group:
         self._others_ms = 0.0
         """Each one's part of what other brokers have queued."""
         self._rooms_ms: list[float] | None = None
+        self._overdue_ms: float | None = None
         self._waiting: list[tuple[VariantQueue, _Team]] | None = None
         """What somebody waits in, until a queue has another head; so is the next one."""
         self._head_ms: float | None = None
@@ -89,7 +90,7 @@ class Group:
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:
-        self._ends_ms = self._rooms_ms = self._send_ms = self._ahead_ms = None
+        self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
 
     def _queue_changed(self, *, head: bool) -> None:
         self._ahead_ms = None
@@ -123,6 +124,16 @@ class Group:
             rooms_ms = self._rooms_ms
             self._send_ms = min([rooms_ms[crew] for _, team in waiting for crew in team.crews], default=NEVER)
         return self._send_ms
+
+    @property
+    def overdue_ms(self) -> float:
+        """From when on a worker is overdue with what another one could run as well; inf: there is none."""
+        if self._overdue_ms is None:
+            workers = [
+                worker for worker in self.workers.values() if worker.sent and len(worker.front.candidate.team) > 1
+            ]
+            self._overdue_ms = min([worker.overdue_ms for worker in workers], default=NEVER)
+        return self._overdue_ms
 
     @property
     def backlog_ms(self) -> float:

@@ -41,6 +41,17 @@ class BrokerCollector(Collector):
         yield _counter("modelless_broker_queries_skipped", "Records finished by an earlier owner.", statistics.skipped)
         yield _counter("modelless_broker_queries_malformed", "Records that are no valid query.", statistics.malformed)
         yield _counter("modelless_broker_queries_retried", "Queries sent again after a loss.", statistics.retried)
+        yield _counter(
+            "modelless_broker_queries_recalled", "Queries that a straggling worker gave back.", statistics.recalled
+        )
+        yield _counter(
+            "modelless_broker_queries_hedged", "Queries sent to a second worker while one straggled.", statistics.hedged
+        )
+        yield _counter(
+            "modelless_broker_duplicates_avoided",
+            "Hedged queries that only one of the two workers answered.",
+            statistics.duplicates_avoided,
+        )
         yield _counter("modelless_broker_dead_letters", "Dead letters written.", statistics.dead_letters)
         yield _counter("modelless_broker_workers_lost", "Links that ended unasked.", statistics.lost_workers)
         yield _counter("modelless_broker_commit_failures", "Commits that had to be repeated.", outside.commit_failures)

@@ -73,6 +73,7 @@ class Broker:
             accuracy_slack=config.broker.accuracy_slack,
             attempts_max=config.broker.attempts_max,
             topic_weights=config.broker.topic_weights,
+            hedge_share_max=config.broker.hedge_share_max,
         )
         self._outbox = Outbox(config)
         self._partitions: dict[str, int] = {}

@@ -49,6 +49,12 @@ class Statistics:
     dead_letters: int = 0
     lost_workers: int = 0
     retried: int = 0
+    recalled: int = 0
+    """Queries that a straggling worker gave back before it had started them."""
+    hedged: int = 0
+    """Queries that were sent to a second worker while the first one straggled."""
+    duplicates_avoided: int = 0
+    """Hedged queries that one of the two did not answer any more, since the other one had."""
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By (status, task)."""
     in_time: Counter[str] = field(default_factory=Counter)

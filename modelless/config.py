@@ -72,6 +72,9 @@ class BrokerConfig(_Section):
     memory_mb_max: int = Field(256, ge=16, description="Bytes of queries held by one broker before it pauses reading.")
     profile_age_s_max: float = Field(0, ge=0, description="A profile that is older is measured again; 0: never.")
     attempts_max: int = Field(3, ge=1, description="Losses of a whole worker after which a query is given up.")
+    hedge_share_max: float = Field(
+        0.01, ge=0, le=1, description="Of the queries, how many may go to a second worker while one straggles; 0: off."
+    )
     commit_interval_ms: float = Field(50, gt=0, description="Longest time between a finished query and its commit.")
     session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka notices a dead broker after this.")
     drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for unfinished queries.")

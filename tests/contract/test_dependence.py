@@ -48,6 +48,7 @@ PURE = frozenset(
         "broker.selector",
         "broker.shadows",
         "broker.statistics",
+        "broker.stragglers",
         "broker.tally",
         "broker.usual",
         "broker.versions",

@@ -15,6 +15,7 @@ Bugs that were planted one by one in the broker, and what the simulation said wi
 * leave parked queries alone when a worker comes: a device that could run it is idle;
 * let the canary answer by another floor than its query's, or what waits for it after it was rolled back: misses
   untruly, got version 2;
+* settle a hedged query again when the slower worker speaks: a broken invariant of the ledger;
 * believe no batch, or call 5 % above the profile interference: not noticed, a false alarm.
 """
 
@@ -25,6 +26,7 @@ from collections import Counter
 
 import pytest
 from simulated_interference import Interference
+from simulated_stall import IN_TIME_MIN, Stalls
 from simulated_system import World
 
 SEEDS = int(os.environ.get("MODELLESS_SEEDS", "200"))
@@ -59,3 +61,11 @@ def test_every_promise_holds(first: int, faults: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_interference_is_noticed_avoided_and_forgotten(seed: int) -> None:
     Interference(seed).run()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stalled_workers_make_nobody_late(seed: int) -> None:
+    with_hedges, without = Stalls(seed), Stalls(seed, hedge_share_max=0.0)
+    with_hedges.run()
+    without.run()
+    assert without.in_time() < IN_TIME_MIN <= with_hedges.in_time()

@@ -120,4 +120,7 @@ class Bench:
 
     def answer(self, worker: Worker, batch: frames.Batch, now_ms: float, disposition: Any = "answered") -> None:
         items = tuple(frames.ItemOutcome(item.record, disposition, "OK") for item in batch.items)
-        self.core.frame(worker, frames.Outcome(batch.batch, True, 1.0, len(items), items), now_ms)
+        ran = disposition != "returned"
+        self.core.frame(
+            worker, frames.Outcome(batch.batch, True, 1.0 if ran else 0.0, len(items) if ran else 0, items), now_ms
+        )

@@ -33,7 +33,7 @@ class Broker:
 
     def born(self) -> None:
         """A new process: everything but the name is new."""
-        self.core = Core(accuracy_slack=0.02, attempts_max=3)
+        self.core = Core(accuracy_slack=0.02, attempts_max=3, hedge_share_max=self.world.hedge_share_max)
         self.known: set[str] = set()
         for variant in FLEET:
             self.register(variant, 1)
@@ -139,8 +139,7 @@ class Broker:
     def fenced(self) -> None:
         """It learns that its partitions are somebody else's: without a warning, as a lost generation does."""
         self.explain_duplicates()
-        for topic, partition in self.core.ledger.owned():
-            self.core.ledger.revoke(topic, partition)
+        self.forget(self.core.ledger.owned())
         self.member, self.generation, self.leaving = True, -1, True
         self.world.rebalance()
 
@@ -160,11 +159,17 @@ class Broker:
             self.commit()
             partitions = self.core.ledger.owned()
             world.duplicates_max += self.core.ledger.unsettled(partitions) + self.finished_since_commit
-            for topic, partition in partitions:
-                self.core.ledger.revoke(topic, partition)
+            self.forget(partitions)
             self.rejoined = generation
 
         self.after(0, withdraw)
+
+    def forget(self, partitions: list[tuple[str, int]]) -> None:
+        """All of them; what workers have is the next owner's, which may be this broker."""
+        for topic, partition in partitions:
+            self.core.ledger.revoke(topic, partition)
+        for link in self.links:
+            link.holds.clear()
 
     # --- work ---------------------------------------------------------------------------------------------------------
 

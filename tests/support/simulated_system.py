@@ -75,6 +75,8 @@ class World:
         """Between two reads of a broker."""
         self.tells = False
         """Whether workers tell how long their batches took; then what brokers expect is not what profiles say."""
+        self.hedge_share_max = self.random.choice((0.0, 0.01, 0.5))
+        self.hedged = 0
         self.swapped = False
         self.labels: Labels | None = CANARY if self.chance(0.7) else None
         self.answered_by: Counter[str] = Counter()
@@ -156,7 +158,9 @@ class World:
 
     def fault(self) -> None:
         draw = self.random
-        kind = draw.choice(("kill broker", "freeze broker", "join", "kill worker", "cut", "slow", "unload", "credit"))
+        kind = draw.choice(
+            ("kill broker", "freeze broker", "join", "kill worker", "cut", "slow", "stall", "unload", "credit")
+        )
         broker, worker = draw.choice(self.brokers), draw.choice(self.workers)
         if kind == "kill broker":
             broker.die()
@@ -170,6 +174,8 @@ class World:
             worker.cut(broker)
         elif kind == "slow":
             worker.factor = draw.choice((0.2, 3.0, 10.0))
+        elif kind == "stall":
+            worker.stall(self.between(20, 600))
         elif kind == "unload":
             worker.unload()
         elif kind == "credit":
@@ -331,7 +337,9 @@ class World:
         held = [sent.cost_ms for sent in link.unsettled.values()]
         if held and sum(held) >= link.window_ms:
             fail(f"credit: {held} outstanding at a window of {link.window_ms}")
+        self.check_hedge(broker, link, batch)
         link.unsettled[batch.batch] = batch
+        link.holds |= {item.record for item in batch.items}
         if broker.leaving:
             fail(f"P9: {batch.items[0].record} was sent while its partition is given up")
         name, _, rest = batch.variant.partition(":")
@@ -353,6 +361,20 @@ class World:
                 fail(f"{item.record} asked for {query.task or query.model}, got version {version} of {name}")
             if item.missed and query.on_miss != "degrade":
                 fail(f"accuracy given up without leave: {item.record}")
+
+    def check_hedge(self, broker: Broker, link: Link, batch: frames.Batch) -> None:
+        """A second worker gets a query that one has only if it idles, and not what was tried before."""
+        for item in batch.items:
+            others = [other for other in broker.links if other is not link and item.record in other.holds]
+            if item.record in link.holds or len(others) > 1:
+                fail(f"{item.record} is sent to {link.worker.name} too, and had {len(others)} others")
+            if others:
+                self.hedged += 1
+                self.duplicates_max += 1
+                if not self.hedge_share_max:
+                    fail(f"{item.record} is hedged although that is off")
+                if item.attempt or link.unsettled:
+                    fail(f"{item.record} is hedged at attempt {item.attempt} where {len(link.unsettled)} are unsettled")
 
     def check_copies(self, link: Link, batch: frames.Batch) -> None:
         """Copies go to idle devices only, of queries that were answered."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ class Link:
         self.alive = True
         self.window_ms = 0.0
         self.unsettled: dict[int, frames.Batch] = {}
+        self.holds: set[RecordId] = set()
+        """Queries whose outcome the broker has not heard from this worker."""
         self.ready: frozenset[str] = frozenset()
         self._busy_until_ms = [0.0, 0.0]
 
@@ -51,8 +55,10 @@ class Link:
                 self.window_ms = frame.window_ms
             if isinstance(frame, frames.State):
                 self.ready = frozenset(each.variant for each in frame.variants)
-            if isinstance(frame, frames.Outcome) and frame.final:
-                self.unsettled.pop(frame.batch, None)
+            if isinstance(frame, frames.Outcome) and frame.batch in self.unsettled:
+                self.holds -= {item.record for item in frame.items}
+                if frame.final:
+                    self.holds -= {item.record for item in self.unsettled.pop(frame.batch).items}
             self.broker.hear(self.worker, frame)
 
         for _ in range(1 + twice):
@@ -60,7 +66,7 @@ class Link:
 
     def give(self, frame: Any) -> None:
         """Broker to worker."""
-        self.of.world.after(self._delay_ms(1), lambda: self.of.hear(self, frame) if self.alive else None)
+        self.of.after(self._delay_ms(1), lambda: self.of.hear(self, frame) if self.alive else None)
 
     def broken(self) -> None:
         """Both sides notice."""
@@ -89,6 +95,7 @@ class Worker:
         self.loaded = loadable(group, swapped=False)
         self.factor, self.window_ms = 1.0, world.random.choice((0.0, 10.0, 60.0))
         self.alive = False
+        self.thaw_ms = 0.0
         self.answered: set[RecordId] = set()
         self.ran: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
@@ -108,7 +115,7 @@ class Worker:
             self.ran.clear()
             for link in self.links.values():
                 link.say(state)
-            self.world.after(JUDGE_MS, lambda: self.beat(life))
+            self.after(JUDGE_MS, lambda: self.beat(life))
 
     def dial(self, broker: Broker) -> None:
         if not self.alive or not broker.alive or broker in self.links:
@@ -135,6 +142,21 @@ class Worker:
         return frames.State(tuple(variants), 0, 0.0, 1)
 
     # --- faults -------------------------------------------------------------------------------------------------------
+
+    def stall(self, for_ms: float) -> None:
+        """SIGSTOP, and SIGCONT later: it hears and says nothing meanwhile, its links stay."""
+        self.thaw_ms = max(self.thaw_ms, self.world.now_ms + for_ms)
+
+    def after(self, delay_ms: float, event: Callable[[], None]) -> None:
+        """In the order in which they would have been, once it runs again."""
+
+        def guarded() -> None:
+            if self.world.now_ms < self.thaw_ms:
+                self.world.after(self.thaw_ms - self.world.now_ms, guarded)
+            else:
+                event()
+
+        self.world.after(delay_ms, guarded)
 
     def crash(self) -> None:
         if not self.alive:
@@ -187,6 +209,8 @@ class Worker:
             for _, batch in [each for each in self.queue if each == (link, each[1]) and each[1].batch == frame.batch]:
                 self.cancelled |= set(frame.records) & {item.record for item in batch.items}
             return
+        if isinstance(frame, frames.Recall):
+            self.recall(link, frame)
         if not isinstance(frame, frames.Batch):
             return
         giving_back = self.world.faults and not self.world.quiet and self.world.chance(0.03)
@@ -198,6 +222,20 @@ class Worker:
 
     cancelled: frozenset[RecordId] | set[RecordId] = frozenset()
 
+    def recall(self, link: Link, frame: frames.Recall) -> None:
+        """Give back what has not started; of what runs, what somebody else has answered will not be published."""
+        for queued in [each for each in self.queue if each[0] is link and each[1].batch == frame.batch]:
+            batch = queued[1]
+            self.queue.remove(queued)
+            gone = [item for item in batch.items if item.record in frame.records]
+            kept = tuple(item for item in batch.items if item.record not in frame.records)
+            if kept:
+                self.queue.append((link, replace(batch, items=kept)))
+            if gone:
+                self.settle(link, batch, 0.0, {item.record: ("returned", "OK") for item in gone}, final=not kept)
+        if frame.answered and self.running is not None and self.running == (link, self.running[1]):
+            self.unwanted |= set(frame.records) if self.running[1].batch == frame.batch else set()
+
     def next(self) -> None:
         if self.running is not None or not self.queue:
             return
@@ -205,8 +243,9 @@ class Worker:
         self.queue.remove(self.running)
         now_ms, life = self.world.now_ms, self.life
         if batch.shadow:
-            self.world.after(batch.cost_ms * self.factor, lambda: self.copied(link, batch, life))
+            self.after(batch.cost_ms * self.factor, lambda: self.copied(link, batch, life))
             return
+        self.unwanted: set[RecordId] = set()
         how: dict[RecordId, tuple[str, str]] = {}
         for item in batch.items:
             if item.record in self.cancelled:
@@ -225,12 +264,13 @@ class Worker:
         def done() -> None:
             if life is self.life and self.alive:
                 self.running = None
+                how.update(dict.fromkeys(self.unwanted & how.keys(), ("returned", "OK")))
                 if self.world.tells:
                     self.ran[batch.variant].append((rows, execute_ms))
                 self.publish(link, batch, execute_ms, how)
                 self.next()
 
-        self.world.after(execute_ms, done)
+        self.after(execute_ms, done)
 
     def ms(self, variant: str, rows: int) -> float:
         """What the profile says."""
@@ -256,27 +296,39 @@ class Worker:
 
         def acknowledged() -> None:
             for record in records:
-                if how[record][0] != "undeliverable":
+                if how[record][0] not in ("undeliverable", "returned"):
                     self.world.outcome(record, how[record][1], self.name)
-            if life is self.life and self.alive:
-                self.answered |= {record for record in records if how[record][0] == "answered"}
-                self.settle(link, batch, execute_ms, how)
+
+            def told() -> None:
+                if life is self.life and self.alive:
+                    self.answered |= {record for record in records if how[record][0] == "answered"}
+                    self.settle(link, batch, execute_ms, how)
+
+            self.after(0, told)
 
         self.world.after(self.world.between(0.2, 4), acknowledged)
 
-    def settle(self, link: Link, batch: frames.Batch, execute_ms: float, how: dict[RecordId, tuple[str, Any]]) -> None:
+    def settle(
+        self,
+        link: Link,
+        batch: frames.Batch,
+        execute_ms: float,
+        how: dict[RecordId, tuple[str, Any]],
+        *,
+        final: bool = True,
+    ) -> None:
         """Tell the broker, sometimes in two parts, and sometimes only what is not simply OK."""
         items = tuple(frames.ItemOutcome(r, disposition, status) for r, (disposition, status) in how.items())  # type: ignore[arg-type]
         cut = self.world.random.choice((0, 0, len(items) // 2))
         if cut:
             link.say(frames.Outcome(batch.batch, False, 0.0, cut, items[:cut]))
         rest = items[cut:]
-        brief = self.world.chance(0.5)
+        brief = final and self.world.chance(0.5)
         if brief:
             rest = tuple(item for item in rest if (item.disposition, item.status) != ("answered", "OK"))
         whole = batch.predicts and brief and not (cut or rest)
         predictions = (1,) * sum(item.rows for item in batch.items) if whole else ()
-        link.say(frames.Outcome(batch.batch, True, execute_ms, len(items), rest, brief, predictions))
+        link.say(frames.Outcome(batch.batch, final, execute_ms, len(items), rest, brief, predictions))
 
 
 def _urgency(queued: tuple[Link, frames.Batch]) -> float:

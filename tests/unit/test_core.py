@@ -245,6 +245,8 @@ def test_a_head_that_none_of_its_candidates_can_take_in_time_any_more_is_refused
     assert bench.poll(60) == []
     bench.core.frame(long, frames.Credit(1000), 60)  # has room shortly before it is free at 200
     assert bench.poll(60) == []
+    assert bench.core.wake_at_ms() == 140, "the other one is overdue, and gives back nothing"
+    bench.poll(140)
     assert bench.core.wake_at_ms() == 160, "a fifth of the batch before it is predicted to end"
     assert replies(bench.poll(199)) == [("victim", "RESOURCE_EXHAUSTED")]
 

@@ -76,6 +76,12 @@ def test_what_was_lost_in_between_is_noticed() -> None:
     assert worker.outstanding_ms(40) == 9
 
 
+def test_a_batch_that_was_given_back_says_nothing_about_when_outcomes_come() -> None:
+    worker = with_batches(2, window_ms=100)
+    worker.settle(1, 0, 500)
+    assert (worker.lag_ms, worker.outstanding_ms(500)) == (0, 10)
+
+
 def test_frames_of_a_batch_that_is_settled_change_nothing() -> None:
     bench = Bench((model(), [profile(model())]))
     worker = bench.worker(M)

@@ -50,6 +50,18 @@ def first_ms(queue: VariantQueue) -> float:
     return min(deadlines_ms, default=NEVER)
 
 
+def overdue_ms(group: Group) -> float:
+    """Worker by worker, of those whose first batch another one could run."""
+    return min(
+        [
+            w.overdue_ms
+            for w in group.workers.values()
+            if w.sent and len(next(iter(w.sent.values())).candidate.team) > 1
+        ],
+        default=NEVER,
+    )
+
+
 def queue_ms(queue: VariantQueue, by_ms: float, block_ms: float) -> float:
     """Of what waits in one queue before that place, or of all if nobody's is later."""
     rows, table = queue.rows, queue.candidate.table
@@ -166,6 +178,7 @@ class Life:
         for group in self.bench.core.groups.values():
             assert group.head_ms == min(map(first_ms, group.queues.values()), default=NEVER)
             assert group.send_ms == send_ms(group)
+            assert group.overdue_ms == overdue_ms(group)
             expected_ms = ahead_ms(group, self.order_ms, self.now_ms)
             for candidate in self.bench.core.catalog.candidates():
                 if candidate.team:
