@@ -9,7 +9,7 @@ period. What is not there: Kafka, decoding, the link's wire and the processor ti
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.demand import total as total_demand
@@ -192,23 +192,26 @@ class _Worker:
         execute_ms = running.end_ms - running.start_ms
         self.run = None
         self.ran[run.variant].append((len(running.queries), execute_ms))
-        self.queue.ran(execute_ms)
+        unwanted = self.queue.ran(execute_ms)
         if world.reply_ms:
-            world.at(world.now_ms + world.reply_ms, lambda: self._published(run))
+            world.at(world.now_ms + world.reply_ms, lambda: self._published(run, unwanted))
         else:
-            self._settled(run)
+            self._settled(run, unwanted)
         if set(self.load) != {self.ours.name_of(v, self.device.group) for v in self.device.loaded}:
             self.follow()
         self.kick()
 
-    def _published(self, run: Run) -> None:
-        self._settled(run)
+    def _published(self, run: Run, unwanted: Sequence[Collection[RecordId]]) -> None:
+        self._settled(run, unwanted)
         self.kick()
 
-    def _settled(self, run: Run) -> None:
-        for part in run.parts:
-            outcomes = [frames.ItemOutcome(item.record, "answered", "OK") for item in part.items]
-            self.queue.settled(part.link, part.batch.batch, outcomes)
+    def _settled(self, run: Run, unwanted: Sequence[Collection[RecordId]]) -> None:
+        for part, gone in zip(run.parts, unwanted, strict=True):
+            outcomes = [
+                frames.ItemOutcome(item.record, "answered", "OK") for item in part.items if item.record not in gone
+            ]
+            if outcomes:
+                self.queue.settled(part.link, part.batch.batch, outcomes)
 
 
 class _Broker:
@@ -273,6 +276,9 @@ class _Broker:
                     case Bury(entry=entry):
                         world.expire(ours.query(entry.record))
                         core.buried(entry)
+                    case CancelSent(worker=link, cancel=frames.Recall() as recall):
+                        worker = touched[link.name] = ours.workers[link.name]
+                        worker.queue.recall(self.number, recall)
                     case CancelSent():
                         raise AssertionError("nobody cancels")
             if not touched:

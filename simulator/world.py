@@ -3,6 +3,7 @@
 The rules, the same for whoever decides: a device runs one batch at a time, of a variant that is loaded there, no
 larger than profiled, and never faster than its profile; a load takes its time beside what runs, one load at a time on
 a worker; what is loaded or being loaded fits into the worker's memory. To break one is the policy's error, and raises.
+A query may run on two devices at once (a hedge): the first end is its outcome, and the other one takes its time.
 
 A policy is told what happens (:class:`Policy`) and acts through the world: :meth:`World.run`, :meth:`World.load`,
 :meth:`World.unload`, :meth:`World.refuse`, :meth:`World.expire`, :meth:`World.at`. Time stands still while it does.
@@ -266,11 +267,13 @@ class World:
         out_ms = end_ms + self.reply_ms
         for query in running.queries:
             if query.outcome is not None:
+                if query.worker != name and start_ms < query.end_ms + self.reply_ms:
+                    continue  # both ran it, and the other one was the first
                 raise PolicyError(f"query {query.index} ran, and has an outcome already: {query.outcome}")
             query.worker, query.variant, query.accuracy = name, variant, accuracy
             query.start_ms, query.end_ms, query.batch = start_ms, end_ms, rows
             query.outcome = "in_time" if out_ms <= query.deadline_ms else "late"
-        self._open -= rows
+            self._open -= 1
         assert self._policy is not None
         self._policy.ran(device, running)
 
