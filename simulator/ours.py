@@ -79,19 +79,20 @@ class Names:
 
 
 class _Alarm:
-    """Calls at the soonest of the times that it was set to, then has to be set again."""
+    """Calls at the time that it was set to last."""
 
     def __init__(self, world: World, call: Callable[[], None]) -> None:
         self._world, self._call = world, call
         self._at_ms = INF
 
     def set(self, at_ms: float) -> None:
-        if at_ms < self._at_ms:
+        if at_ms != self._at_ms:
             self._at_ms = at_ms
-            self._world.at(at_ms, lambda: self._due(at_ms))
+            if at_ms < INF:
+                self._world.at(at_ms, lambda: self._due(at_ms))
 
     def _due(self, at_ms: float) -> None:
-        if at_ms == self._at_ms:  # no sooner one was set meanwhile
+        if at_ms == self._at_ms:  # it was not set anew meanwhile
             self._at_ms = INF
             self._call()
 
@@ -178,8 +179,7 @@ class _Worker:
                     case Tell(link=link, frame=frame):
                         self.ours.brokers[link].hear(self.links[link], frame)
         wake_ms = self.queue.wake_at_ms()
-        if wake_ms is not None:
-            self._alarm.set(wake_ms)
+        self._alarm.set(INF if wake_ms is None else wake_ms)
 
     def _woke(self) -> None:
         if self.device.alive:
