@@ -1,10 +1,11 @@
 """Queues of waiting queries, earliest deadline first, and how many of them make a batch.
 
-One queue per (variant, group, shape of a row): what may share a batch. A batch leaves when a device has room for it,
-so that it grows by itself while the device is busy and a lone query is never kept waiting for company. Its size
-is the largest that is useful (beyond some size throughput stops growing), whose predicted end still meets the
-deadline at the head of the queue, and that does not block the device for more than half of the shortest latency
-that anybody asked of the group lately: a batch cannot be interrupted.
+One queue per (variant, group, shape of a row): what may share a batch. Rows that are padded have the shape that they
+are padded to (:mod:`modelless.padding`). A batch leaves when a device has room for it, so that it grows by itself while
+the device is busy and a lone query is never kept waiting for company. Its size is the largest that is useful (beyond
+some size throughput stops growing), whose predicted end still meets the deadline at the head of the queue, and that
+does not block the device for more than half of the shortest latency that anybody asked of the group lately: a batch
+cannot be interrupted.
 
 What belongs to a topic that is ahead of its share (:mod:`broker.fairness`) waits behind all others, by deadline too.
 """
@@ -15,17 +16,20 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 from itertools import count, islice
+from math import prod
 from typing import TYPE_CHECKING, Protocol
 
-from broker.catalog import Candidate
+from broker.catalog import Candidate, Signature
 from broker.ledger import Entry
-from modelless.frames import BatchTensor
-from modelless.tensors import Tensor
+from modelless.frames import FRAME_BYTES_MAX, BatchTensor
+from modelless.padding import Layout
+from modelless.tensors import ITEM_BYTES, Tensor
 
 if TYPE_CHECKING:
     from broker.fairness import Account
 
-Signature = tuple[tuple[int, ...], ...]
+BATCH_BYTES_MAX = FRAME_BYTES_MAX // 2
+"""Of inputs that are padded."""
 NEVER = float("inf")
 RUN_SHARE = 0.5
 """Of a query's slack, or of the shortest latency asked of a group lately: no batch takes more, if it can be smaller."""
@@ -61,12 +65,15 @@ def order_ms(entry: Entry, group: str, deadline_ms: float | None = None) -> floa
 class VariantQueue:
     """Entries that wait for one candidate, in the order of their :func:`order_ms`, then of their arrival."""
 
-    def __init__(self, candidate: Candidate, signature: Signature = (), on_change: Changed = _unheard) -> None:
+    def __init__(self, candidate: Candidate, signature: Signature = (0, ()), on_change: Changed = _unheard) -> None:
         self.candidate, self.signature, self._on_change = candidate, signature, on_change
+        self.length = signature[0]
+        self.table = candidate.table_of(self.length)
+        self._quicker = self.table.queue_ms(1) / candidate.table.queue_ms(1) if self.length else 1.0
         self.rows = 0
         self.accounts: Counter[Account] = Counter()
         """Of the entries that wait; empty while there is one topic only."""
-        self._block_ms, self._rows_of_batch = NEVER, candidate.table.rows_useful
+        self._block_ms, self._rows_of_batch = NEVER, self.table.rows_useful
         self._waiting: list[tuple[float, int, Entry]] = []
 
     def __len__(self) -> int:
@@ -131,7 +138,7 @@ class VariantQueue:
         self.rows += entry.rows
         if entry.account is not None:
             self.accounts[entry.account] += 1
-            entry.charged_ms = self.candidate.row_ms * entry.rows
+            entry.charged_ms = self.candidate.row_ms * self._quicker * entry.rows
             entry.account.add(self.candidate.group, entry.charged_ms)
         self._on_change(head=waiting[0][2] is entry or BEHIND_MS <= key[0] < NEVER)
 
@@ -149,17 +156,19 @@ class VariantQueue:
         return taken
 
     def take(self, rows_max: int, start_ms: float = -NEVER) -> list[Entry]:
-        """Take out the head and as many behind it as fit into ``rows_max`` rows.
+        """Take out the head and as many behind it as fit into ``rows_max`` rows, and into a frame once padded.
 
         Args:
             start_ms: when they will start to run. Who waits behind other topics, and would be late so, waits on.
         """
+        if self.length:
+            rows_max = min(rows_max, padded_rows_max(self.candidate, self.signature))
         waiting = self._waiting
         front = self._front if self.accounts else 0
         number, rows = self._fitting(0, front or len(waiting), rows_max)
         if number != front or front == len(waiting):
             return self._take(0, number)
-        rest = bisect_left(waiting, (BEHIND_MS + start_ms + self.candidate.table.p50_ms(rows_max),))
+        rest = bisect_left(waiting, (BEHIND_MS + start_ms + self.table.p50_ms(rows_max),))
         behind, _ = self._fitting(rest, len(waiting), rows_max, rows)
         joining = self._take(rest, behind)
         return self._take(0, number) + joining
@@ -178,8 +187,8 @@ class VariantQueue:
             return 0.0
         if block_ms != self._block_ms:
             self._block_ms = block_ms
-            self._rows_of_batch = self.candidate.table.rows_within(NEVER, 1, block_ms)
-        return self.candidate.table.queue_ms(rows, self._rows_of_batch)
+            self._rows_of_batch = self.table.rows_within(NEVER, 1, block_ms)
+        return self.table.queue_ms(rows, self._rows_of_batch)
 
     def rows_before(self, before_ms: float) -> int:
         """Of the entries before that place in the order, if they were of the mean size."""
@@ -228,7 +237,7 @@ def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) ->
     0 when even the head alone would miss its deadline (never for a head that gives up latency instead).
     """
     head = queue.head
-    table = queue.candidate.table
+    table = queue.table
     if head.latency_deadline_ms is not None:
         budget_ms = head.latency_deadline_ms - start_ms
         if table.p50_ms(head.rows) <= budget_ms:
@@ -238,8 +247,22 @@ def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) ->
     return table.rows_within(NEVER, head.rows, block_ms)
 
 
-def concatenated(inputs: Sequence[tuple[Tensor, ...]], rows: int) -> tuple[BatchTensor, ...]:
-    """Several queries' inputs, ``rows`` in all, along the rows: in raw bytes that is putting one behind another."""
+def padded_rows_max(candidate: Candidate, signature: Signature) -> int:
+    """How many padded rows may share a batch, for their bytes."""
+    items = [ITEM_BYTES[spec.datatype] for spec in candidate.model.inputs]
+    row_bytes = sum([prod(shape) * size for shape, size in zip(signature[1], items, strict=True)])
+    return BATCH_BYTES_MAX // row_bytes
+
+
+def concatenated(
+    inputs: Sequence[tuple[Tensor, ...]], rows: int, layout: Layout | None = None, length: int = 0
+) -> tuple[BatchTensor, ...]:
+    """Several queries' inputs, ``rows`` in all, along the rows: in raw bytes that is putting one behind another.
+
+    With a ``layout``, each row is padded to ``length`` before.
+    """
+    if layout is not None:
+        return layout.join(inputs, rows, length)
     return tuple(
         BatchTensor(
             first.name,

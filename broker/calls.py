@@ -11,14 +11,20 @@ from broker.batcher import VariantQueue
 from broker.catalog import Candidate, Catalog
 from broker.gathering import GATHERED_MAX, is_current, may_join, move
 from broker.groups import Group
+from modelless.frames import Call
 
 
-def joining(group: Group, candidate: Candidate, rows_max: int, catalog: Catalog) -> VariantQueue | None:
-    """The queue of the candidate, filled up to so many rows from others of its task, the most urgent first.
+def joining(group: Group, candidate: Candidate, call: Call, catalog: Catalog) -> VariantQueue | None:
+    """The queue of the candidate, filled up to the rows called for from others of its task, the most urgent first.
 
-    Of several shapes of rows it is the most urgent one's; None: nobody joins.
+    Of several shapes of rows of that length it is the most urgent one's; None: nobody joins.
     """
-    queues = [queue for queue in group.queues.values() if queue and queue.candidate.model.task == candidate.model.task]
+    task, rows_max = candidate.model.task, call.rows
+    queues = [
+        queue
+        for queue in group.queues.values()
+        if queue and queue.candidate.model.task == task and queue.length == call.length
+    ]
     if not queues:
         return None
     signature = min(queues, key=lambda queue: queue.head_order_ms).signature

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from broker.prices import PriceRange, widest
 from broker.profiles import LatencyTable
@@ -20,7 +21,17 @@ from broker.ranking import SIZES, Ranking, between
 from broker.usual import QUIET_MS, Usual, UsualOfGroup
 from broker.versions import Loaded, name_of, served, standing
 from modelless.accuracy import accuracy_of
-from modelless.messages import Correction, Labels, ModelVersion, Profile, Query, split_variant
+from modelless.messages import (
+    BatchTime,
+    Correction,
+    Labels,
+    LengthTimes,
+    ModelVersion,
+    Profile,
+    Query,
+    split_variant,
+)
+from modelless.padding import Layout, layout_of
 from modelless.tensors import Tensor, TensorSpec
 
 SCALE_STEP = 0.03
@@ -30,10 +41,24 @@ ROWS_STEP = 0.25
 OWN_SCALE = 1.5
 """A variant is slower, or quicker, than what runs beside it, when it is so by more than this factor; less is noise, and
 would make queries wander between variants that are nearly as good, in small batches."""
+STRETCHES_MAX = 4_096
+"""Shapes of queries of which a target remembers how much quicker they are than the longest."""
 RANKED_MAX = 256
 """Candidates that are ranked anew in one turn; the others in the next ones."""
 TARGETS_MAX = 1_000
 """Of versions and variants that were asked for by name, before the oldest is forgotten; tasks are kept."""
+
+
+Signature = tuple[int, tuple[tuple[int, ...], ...]]
+"""What may share a batch: the length that rows are padded to (0: they are not), and each input's shape of a row."""
+
+
+class Matched(NamedTuple):
+    """A query's inputs for one candidate."""
+
+    inputs: tuple[Tensor, ...]
+    """In the order of the specification, with what is made, not yet padded."""
+    signature: Signature
 
 
 @dataclass(slots=True, eq=False)
@@ -52,11 +77,16 @@ class Candidate:
     accuracy_low: float
     """What is chosen by: the lower bound of what was measured, or of what labels say since."""
     table: LatencyTable
+    """Where rows are padded, that of the longest."""
     price_per_ms: float
     team: frozenset[str] = frozenset()
     """Workers of its group (incarnations) that have it ready."""
     usual: Usual | None = None
     """On its group, as it is chosen by; None: while nothing runs."""
+    tables: Mapping[int, LatencyTable] = field(default_factory=dict)
+    """By the length that rows are padded to, of all but the longest."""
+    layout: Layout | None = field(init=False)
+    """How inputs are padded, if they are."""
     cost_per_1000_usual: float = field(init=False)
     """Predicted USD per 1,000 rows in batches as large as is usual; the largest, while nothing runs."""
     lat_sampled_ms: tuple[float, ...] = field(init=False)
@@ -68,11 +98,17 @@ class Candidate:
     _scale: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.layout = layout_of(self.model.inputs, self.model.outputs)
         self.sample(self.usual)
 
     @property
     def key(self) -> str:
         return f"{self.variant}@{self.group}"
+
+    @property
+    def times(self) -> tuple[tuple[BatchTime, ...], tuple[LengthTimes, ...]]:
+        """As the profile has them."""
+        return self.table.batches, tuple(LengthTimes(length, table.batches) for length, table in self.tables.items())
 
     @property
     def workers(self) -> int:
@@ -104,6 +140,26 @@ class Candidate:
             return low_ms * share
         return low_ms * (1.0 - share) + self.lat_sampled_ms[index + 1] * share
 
+    def table_of(self, length: int) -> LatencyTable:
+        """Of rows that are padded to that length; 0: that are not padded."""
+        return self.tables.get(length, self.table)
+
+    def stretch(self, tensors: tuple[Tensor, ...], rows: int) -> float:
+        """By what factor it is quicker with these rows than with the longest; 1 where they do not fit."""
+        length = 0 if self.layout is None else self.layout.length_of(tensors)
+        return max(1.0, self.table.p50_ms(rows) / self.table_of(length).p50_ms(rows))
+
+    def match(self, tensors: tuple[Tensor, ...]) -> Matched | str:
+        """A query's inputs as they would be run, or a sentence that says what is wrong with them."""
+        layout = self.layout
+        inputs = match_inputs(tensors, self.model.inputs, layout)
+        if isinstance(inputs, str):
+            return inputs
+        if layout is None:
+            return Matched(inputs, (0, tuple([tensor.shape[1:] for tensor in inputs])))
+        length = layout.padded_length(layout.own_length(inputs))
+        return Matched(inputs, (length, layout.shapes(inputs, length)))
+
     def cost_per_1000(self, rows: int) -> float:
         """Predicted USD per 1,000 rows in batches of ``rows``."""
         return self.lat_ms(rows) / rows * self.price_per_ms * 1000
@@ -126,15 +182,37 @@ class Target:
     def __init__(self, name: str, candidates: Iterable[Candidate] = ()) -> None:
         self.name = name
         self.ranking = Ranking()
+        self._padded = 0
+        """Candidates that pad rows."""
+        self._stretches: dict[tuple[int, tuple[tuple[int, ...], ...]], float] = {}
         for candidate in candidates:
-            self.ranking.add(candidate)
+            self.replace(None, candidate)
 
     def replace(self, before: Candidate | None, after: Candidate | None) -> None:
         """``after`` comes, ``before`` goes."""
         if before is not None:
             self.ranking.remove(before)
+            self._padded -= before.layout is not None
         if after is not None:
             self.ranking.add(after)
+            self._padded += after.layout is not None
+        self._stretches.clear()
+
+    def stretch(self, tensors: tuple[Tensor, ...], rows: int) -> float:
+        """By what factor all candidates are quicker, at least, than with the longest rows, which they are ranked by.
+
+        To choose by, the time that a query has counts as if it were longer by this factor.
+        """
+        if not self._padded or self._padded < len(self.ranking):
+            return 1.0
+        key = rows, tuple([tensor.shape for tensor in tensors])
+        found = self._stretches.get(key)
+        if found is None:
+            if len(self._stretches) >= STRETCHES_MAX:
+                self._stretches.clear()
+            found = min([each.stretch(tensors, rows) for each in self.ranking.candidates])
+            self._stretches[key] = found
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -429,13 +507,14 @@ class Catalog:
         price_per_ms = profile.price_per_ms
         accuracy, (low, _) = accuracy_of(model, profile, self._corrections.get(profile.variant))
         table = LatencyTable(profile.batches)
-        if before is not None and before.table.batches == profile.batches:
+        tables = {each.length: LatencyTable(each.batches, table) for each in profile.lengths if each.batches}
+        if before is not None and before.times == (profile.batches, profile.lengths):
             known = (before.model, before.accuracy, before.accuracy_low, before.price_per_ms)
             if known == (model, accuracy, low, price_per_ms):
                 return before
-            table = before.table
+            table, tables = before.table, dict(before.tables)
         team, usual = self._ready.get(profile.key, frozenset()), self._ranked_by.get(profile.group)
-        return Candidate(profile.variant, profile.group, model, accuracy, low, table, price_per_ms, team, usual)
+        return Candidate(profile.variant, profile.group, model, accuracy, low, table, price_per_ms, team, usual, tables)
 
     def _serve(self, name: str) -> None:
         """Who answers for a model may have changed."""
@@ -480,13 +559,19 @@ def _variants(loaded: Loaded | None) -> set[tuple[str, bool]]:
     return {(variant, True) for variant in loaded.ready} | {(variant, False) for variant in loaded.wanted or ()}
 
 
-def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...] | str:
+def match_inputs(
+    tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...], layout: Layout | None = None
+) -> tuple[Tensor, ...] | str:
     """The tensors in the order of the specification, or a sentence that says what is wrong."""
     by_name = {tensor.name: tensor for tensor in tensors}
-    ordered = []
+    ordered: list[Tensor | None] = []
+    made = () if layout is None else layout.made
     for spec in specs:
         name, shape = spec.name, spec.shape
         tensor = by_name.pop(name, None)
+        if tensor is None and spec in made:
+            ordered.append(None)
+            continue
         if tensor is None:
             return f"input {name!r} is missing; expected {_describe(specs)}"
         if tensor.datatype != spec.datatype:
@@ -496,7 +581,7 @@ def match_inputs(tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...]) -> 
         ordered.append(tensor)
     if by_name:
         return f"input {next(iter(by_name))!r} is unknown; expected {_describe(specs)}"
-    return tuple(ordered)
+    return tuple(ordered) if layout is None else layout.complete(ordered)  # type: ignore[arg-type]
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

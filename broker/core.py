@@ -19,12 +19,12 @@ from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle
+from itertools import count, cycle, repeat
 
 from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated, order_ms
 from broker.calls import joining
 from broker.canary import Counts
-from broker.catalog import Candidate, Catalog, Target, match_inputs
+from broker.catalog import Candidate, Catalog, Target
 from broker.conditions import Conditions
 from broker.demand import DemandMeter
 from broker.devices import Sent, Worker
@@ -453,7 +453,7 @@ class Core:
         if target is None or not len(target.ranking):
             return choice
         other = self._selector.choose(entry, target, now_ms, self._wait_ms, entry.accuracy_floor, wanting=False)
-        if isinstance(other, Chosen) and not isinstance(match_inputs(query.inputs, other.candidate.model.inputs), str):
+        if isinstance(other, Chosen) and not isinstance(other.candidate.match(query.inputs), str):
             return other
         return choice
 
@@ -462,11 +462,10 @@ class Core:
         return self.groups[of.group].wait_ms(of.team, order_ms(entry, of.group), now_ms)
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
-        matched = match_inputs(entry.query.inputs, candidate.model.inputs)
+        matched = candidate.match(entry.query.inputs)
         if isinstance(matched, str):
             return self._reply(entry, "INVALID_ARGUMENT", f"{target.name}: {matched}")
-        entry.inputs = matched
-        signature = tuple([tensor.shape[1:] for tensor in matched])
+        entry.inputs, signature = matched
         group = self.groups[candidate.group]
         group.queue_of(candidate, signature).add(entry)
         if entry.latency_deadline_ms is not None:
@@ -566,7 +565,7 @@ class Core:
             price = self._prices.of(of.group, of.team, queue.head.account)
             spoils = rows > 0 and spoils_batch(queue, rows, waiting, block_ms, price)
             if rows and not spoils:
-                self._send(worker, queue.candidate, queue.take(rows, start_ms), block_ms, now_ms)
+                self._send(worker, queue, queue.take(rows, start_ms), block_ms, now_ms)
                 if not worker.has_room(now_ms):
                     free.remove(worker)
             else:
@@ -579,13 +578,13 @@ class Core:
         group, candidate = self.groups[worker.group], self.catalog.candidate(call.variant, worker.group)
         if candidate is None or worker.draining or call.variant not in worker.ready:
             return
-        queue = joining(group, candidate, call.rows, self.catalog)
+        queue = joining(group, candidate, call, self.catalog)
         if queue is None:
             return
         start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
         rows = min(batch_rows(queue, start_ms, block_ms), call.rows)
         if rows:
-            self._send(worker, candidate, queue.take(rows, start_ms), block_ms, now_ms)
+            self._send(worker, queue, queue.take(rows, start_ms), block_ms, now_ms)
 
     def _loaded_in(self, entry: Entry, group: Group) -> tuple[Candidate, ...]:
         """All of what it asks for that the group has loaded."""
@@ -593,8 +592,9 @@ class Core:
         candidates = target.ranking.candidates if target is not None else []
         return tuple([each for each in candidates if each.group == group.name and each.team])
 
-    def _send(self, worker: Worker, candidate: Candidate, entries: list[Entry], block_ms: float, now_ms: float) -> None:
-        sent = self._sent(worker, candidate, entries, now_ms)
+    def _send(self, worker: Worker, queue: VariantQueue, entries: list[Entry], block_ms: float, now_ms: float) -> None:
+        candidate = queue.candidate
+        sent = self._sent(worker, candidate, queue.length, entries, now_ms)
         if candidate.model.name in self.counts:
             sent.predicts = self._shadows.samples(candidate, entries)
         self._stragglers.earn(len(entries))
@@ -603,7 +603,7 @@ class Core:
         for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
             self.statistics.queue_seconds.observe((now_ms - arrival_ms) / 1000, number)
         self.statistics.batch_rows.observe(sent.rows)
-        times = candidate.table.times(sent.rows, block_ms) if worker.is_shared else ()
+        times = queue.table.times(sent.rows, block_ms) if worker.is_shared else ()
         self._instructions.append(Send(worker, _batch(sent, entries, times)))
 
     def _charge(self, sent: Sent) -> None:
@@ -630,18 +630,18 @@ class Core:
     def _hedge(self, hedge: Hedge, now_ms: float) -> None:
         """The second worker has them too from now on; whoever is first answers."""
         first, worker, entries = hedge
-        sent = self._sent(worker, first.candidate, entries, now_ms)
+        sent = self._sent(worker, first.candidate, first.length, entries, now_ms)
         for record in sent.entries:
             sent.others[record], first.others[record] = first, sent
         self._instructions.append(Send(worker, _batch(sent, entries, ())))
 
-    def _sent(self, worker: Worker, candidate: Candidate, entries: list[Entry], now_ms: float) -> Sent:
+    def _sent(self, worker: Worker, candidate: Candidate, length: int, entries: list[Entry], now_ms: float) -> Sent:
         """A worker is given a batch."""
-        rows = sum([entry.rows for entry in entries])
-        cost_ms = candidate.table.p50_ms(rows)
+        rows, table = sum([entry.rows for entry in entries]), candidate.table_of(length)
+        cost_ms = table.p50_ms(rows)
         sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
-        sent.margin_ms = candidate.table.sure_ms(rows) - cost_ms
-        sent.tail_ms = max(candidate.table.p99_ms(rows), cost_ms)
+        sent.length, sent.margin_ms = length, table.sure_ms(rows) - cost_ms
+        sent.tail_ms = max(table.p99_ms(rows), cost_ms)
         worker.give(sent, now_ms)
         self._stragglers.expect(worker)
         if self._fairness.several:
@@ -729,7 +729,7 @@ class Core:
         if frame.rest_ok and frame.rows == sent.rows and stable is not None:
             like = self.catalog.comparable(sent.candidate, stable.key, sent.rows)
             if like is not None:
-                counts.batch(model.name, model.key, frame.execute_ms, like.table.p50_ms(sent.rows))
+                counts.batch(model.name, model.key, frame.execute_ms, like.table_of(sent.length).p50_ms(sent.rows))
 
     def _settle_ok(self, sent: Sent, now_ms: float) -> None:
         """Everything that is left of the batch was answered OK."""
@@ -770,8 +770,8 @@ class Core:
         for variant in frame.variants:
             candidate = self.catalog.candidate(variant.variant, worker.group)
             if candidate is not None:
-                for rows, execute_ms in variant.batches:
-                    candidate.table.observe(rows, execute_ms, now_ms)
+                for (rows, execute_ms), length in zip(variant.batches, variant.lengths or repeat(0), strict=False):
+                    candidate.table_of(length).observe(rows, execute_ms, now_ms)
                     self.catalog.ran(candidate, rows, now_ms)
                 if variant.rows:
                     self.conditions.ran(worker, candidate, variant.rows, variant.busy_ms, now_ms)
@@ -841,6 +841,8 @@ def _asked(entry: Entry) -> str:
 
 
 def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:
+    of = sent.candidate
+    layout = of.layout
     items = tuple(
         frames.Item(
             source.record,
@@ -857,8 +859,19 @@ def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...
             entry.query.metadata,
             entry.missed,
             entry.attempts,
+            0 if layout is None else layout.own_length(entry.inputs),
         )
         for entry, source, address in [(entry, entry.source, entry.address) for entry in entries]
     )
-    of, inputs = sent.candidate, concatenated([entry.inputs for entry in entries], sent.rows)
-    return frames.Batch(sent.batch, of.variant, of.accuracy, sent.cost_ms, items, inputs, sent.predicts, times=times)
+    return frames.Batch(
+        sent.batch,
+        of.variant,
+        of.accuracy,
+        sent.cost_ms,
+        items,
+        concatenated([entry.inputs for entry in entries], sent.rows, layout, sent.length),
+        sent.predicts,
+        times=times,
+        length=sent.length,
+        cuts=() if layout is None else layout.cuts,
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from broker.batcher import NEVER
 from broker.catalog import Candidate
 from broker.ledger import Entry
+from broker.profiles import LatencyTable
 from modelless.frames import Backlog
 from modelless.messages import RecordId
 
@@ -35,12 +36,18 @@ class Sent:
     """Its p99."""
     predicts: bool = False
     """Some of its queries are to be copied to a shadow."""
+    length: int = 0
+    """That its rows are padded to; 0: they are not."""
     recalled_ms: float | None = None
     """When the worker was asked to give back what has not started of it."""
     failed: bool = False
     """A run of it ended badly; the worker looks for who is to blame."""
     others: dict[RecordId, Sent] = field(default_factory=dict)
     """Of the queries that a second worker was sent too: the other batch."""
+
+    @property
+    def table(self) -> LatencyTable:
+        return self.candidate.table_of(self.length)
 
     def elsewhere(self, record: RecordId) -> Sent | None:
         """Another batch, at another worker, that still has this query too."""

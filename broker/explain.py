@@ -86,17 +86,17 @@ def explain(
         shown.append(chosen)
     deadline_ms, arrival_ms = entry.latency_deadline_ms, entry.source.arrival_ms
     slack_ms = NEVER if deadline_ms is None else deadline_ms - max(now_ms, arrival_ms)
-    judged = []
+    judged, stretch = [], target.stretch(query.inputs, entry.rows)
     for candidate in shown:
         wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms) if candidate.team else None
-        against = _against(candidate, entry, floor, slack_ms, wait_ms)
+        lat_ms = candidate.lat_ms(entry.rows) / stretch
+        against = _against(candidate, entry, floor, lat_ms, slack_ms, wait_ms)
         if candidate is chosen:
             why = "chosen" + (f", although {'; '.join(against)}" if against else "")
         elif candidate is choice.wanted:
             why = "wanted: " + ("; ".join(against) or "not loaded")
         else:
             why = "; ".join(against) or _behind(candidate, choice, query)
-        lat_ms = candidate.lat_ms(entry.rows)
         finish_ms = None if wait_ms is None else wait_ms + lat_ms
         judged.append(
             Judged(
@@ -123,14 +123,15 @@ def explain(
     )
 
 
-def _against(candidate: Candidate, entry: Entry, floor: float, slack_ms: float, wait_ms: float | None) -> list[str]:
+def _against(
+    candidate: Candidate, entry: Entry, floor: float, lat_ms: float, slack_ms: float, wait_ms: float | None
+) -> list[str]:
     """What speaks against a candidate, in the order of the two questions: could it, and would it now."""
     found = []
     if candidate.accuracy_low < floor:
         found.append(f"accuracy {candidate.accuracy_low:.4f} < {floor:.4g}")
     if entry.query.cost_max is not None and candidate.cost_per_1000_usual > entry.query.cost_max:
         found.append(f"costs {candidate.cost_per_1000_usual:.3g} > {entry.query.cost_max:.3g}")
-    lat_ms = candidate.lat_ms(entry.rows)
     if lat_ms > slack_ms:
         found.append(f"needs {lat_ms:.3g} ms > {slack_ms:.3g}")
     if wait_ms is None:

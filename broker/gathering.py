@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.batcher import NEVER, RUN_SHARE, VariantQueue
-from broker.catalog import Candidate, Catalog, match_inputs
+from broker.catalog import Candidate, Catalog, Matched
 from broker.devices import Worker
 from broker.ledger import Entry
 from broker.prices import Prices
@@ -61,17 +61,17 @@ def gathered(
     best, most, joining = urgent, -NEVER, []
     for queue in siblings:
         candidate = queue.candidate
-        if not may_join(head, candidate) or candidate.table.p50_ms(head.rows) > slack_ms:
+        if not may_join(head, candidate) or queue.table.p50_ms(head.rows) > slack_ms:
             continue
-        if isinstance(match_inputs(head.query.inputs, candidate.model.inputs), str):
+        if fitting(head, queue) is None:
             continue
         able = [entry for _, _, entry in waiting if may_join(entry, candidate)]
-        rows = min(sum([entry.rows for entry in able]), candidate.table.rows_within(slack_ms, head.rows, block_ms))
-        lat_ms = candidate.table.p50_ms(rows)
+        rows = min(sum([entry.rows for entry in able]), queue.table.rows_within(slack_ms, head.rows, block_ms))
+        lat_ms = queue.table.p50_ms(rows)
         left = rows * candidate.accuracy_low - prices.of(candidate.group, candidate.team, head.account) * lat_ms
         if left > most:
             best, most, joining = queue, left, able
-    rows_max = best.candidate.table.rows_within(slack_ms, head.rows, block_ms)
+    rows_max = best.table.rows_within(slack_ms, head.rows, block_ms)
     rows = 0
     for entry in joining:
         rows += entry.rows
@@ -84,13 +84,19 @@ def gathered(
 
 def move(entry: Entry, queue: VariantQueue) -> None:
     """To a queue of another variant of its task."""
-    matched = match_inputs(entry.query.inputs, queue.candidate.model.inputs)
-    if isinstance(matched, str) or not isinstance(entry.place, VariantQueue):
+    matched = fitting(entry, queue)
+    if matched is None or not isinstance(entry.place, VariantQueue):
         return
-    entry.inputs = matched
+    entry.inputs = matched.inputs
     less = ("accuracy",) if queue.candidate.accuracy_low < entry.accuracy_floor else ()
     entry.missed = (*less, *[each for each in entry.missed if each != "accuracy"])
     queue.move_from(entry.place, entry)
+
+
+def fitting(entry: Entry, queue: VariantQueue) -> Matched | None:
+    """Its inputs for the queue's variant, if they may share a batch with what waits there."""
+    matched = queue.candidate.match(entry.query.inputs)
+    return None if isinstance(matched, str) or matched.signature != queue.signature else matched
 
 
 def is_current(candidate: Candidate, catalog: Catalog) -> bool:
@@ -107,15 +113,15 @@ def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float, 
     (early drop, as in Nexus, SOSP 2019, section 6.3, by price). Without that, a device that once fell behind runs
     batches of one for ever.
     """
-    head, of = queue.head, queue.candidate
+    head, table = queue.head, queue.table
     if head.deadline_ms is None or waiting <= rows:
         return False
     latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
-    full = of.table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
+    full = table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
     if rows >= full:
         return False
-    head_ms = of.table.p50_ms(rows) - (rows - head.rows) * of.table.p50_ms(full) / full
-    return of.accuracy_low * head.rows < price * head_ms
+    head_ms = table.p50_ms(rows) - (rows - head.rows) * table.p50_ms(full) / full
+    return queue.candidate.accuracy_low * head.rows < price * head_ms
 
 
 def may_join(entry: Entry, candidate: Candidate) -> bool:

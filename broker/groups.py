@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from broker.batcher import BEHIND_MS, NEVER, RUN_SHARE, Signature, Tightness, VariantQueue
-from broker.catalog import Candidate
+from broker.batcher import BEHIND_MS, NEVER, RUN_SHARE, Tightness, VariantQueue
+from broker.catalog import Candidate, Signature
 from broker.devices import Worker
 
 
@@ -138,7 +138,7 @@ class Group:
     @property
     def backlog_ms(self) -> float:
         """Predicted work that waits."""
-        return sum([queue.candidate.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
+        return sum([queue.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
 
     def wait_ms(self, team: frozenset[str], order_ms: float, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry at that place."""

@@ -12,6 +12,9 @@ shape, so that a processor that is shared or throttled is believed within a few 
   estimate moves it up by 0.99 of a step, one below it down by 0.01.
 
 Both go back towards the profile while nothing is observed: what is chosen less because it was slow is tried again.
+
+Rows that are padded to different lengths have a curve for each length. The two factors are those of all together: it is
+the processor that is slower than it was, and not one length.
 """
 
 from __future__ import annotations
@@ -41,10 +44,14 @@ _SCALE_MIN, _SCALE_MAX = 0.1, 20.0
 
 
 class LatencyTable:
-    """lat(b) in ms of one variant on one group, by number of rows."""
+    """lat(b) in ms of one variant on one group, by number of rows.
 
-    def __init__(self, batches: tuple[BatchTime, ...]) -> None:
-        """``batches`` ascending by size, at least one."""
+    Args:
+        batches: ascending by size, at least one.
+        beside: the table of rows of another length; what either observes both know.
+    """
+
+    def __init__(self, batches: tuple[BatchTime, ...], beside: LatencyTable | None = None) -> None:
         assert batches, "a profile that is ready has batch times"
         self.batches = batches
         self.rows_max = batches[-1].batch_size
@@ -59,6 +66,8 @@ class LatencyTable:
         self.observed_ms = -inf
         """When the last batch was observed."""
         self._relaxed_ms = -inf
+        self._together: list[LatencyTable] = [] if beside is None else beside._together
+        self._together.append(self)
         self._p50_ms = _dense([(b.batch_size, b.p50_ms) for b in batches])
         self._p99_ms = _dense([(b.batch_size, b.p99_ms) for b in batches])
 
@@ -115,6 +124,7 @@ class LatencyTable:
         self.scale = _bounded(self.scale * ratio**_WEIGHT)
         step = _TAIL if execute_ms > self.p99_ms(rows) else _TAIL - 1
         self.tail = _bounded(self.tail * exp(_TAIL_STEP * step))
+        self._tell()
 
     def relax(self, now_ms: float) -> None:
         """Go back towards the profile for the time that nothing was observed; called now and then."""
@@ -125,12 +135,21 @@ class LatencyTable:
             share = exp((since_ms - now_ms) / RELAX_MS)
             self.scale, self.tail = _towards_one(self.scale, share), _towards_one(self.tail, share)
             self._relaxed_ms = now_ms
+            self._tell()
 
     def restore(self, p50_scale: float, p99_scale: float, observed_ms: float) -> None:
         """Begin with what another broker had learned by ``observed_ms``; what was observed since then wins."""
         if observed_ms > self.observed_ms:
             self.scale, self.tail = _bounded(p50_scale), _bounded(p99_scale)
             self.observed_ms = observed_ms
+            self._tell()
+
+    def _tell(self) -> None:
+        """What was learned, to the tables of other lengths."""
+        for other in self._together:
+            if other is not self:
+                other.scale, other.tail = self.scale, self.tail
+                other.observed_ms, other._relaxed_ms = self.observed_ms, self._relaxed_ms
 
 
 def _bounded(factor: float) -> float:

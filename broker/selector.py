@@ -12,6 +12,10 @@ of what is in time is next.
 
 What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
 else could answer, the choice names it as *wanted*, which the brokers tell the leader.
+
+Candidates that pad rows are ranked by lat(b) of the longest. Where a query's are shorter, all times that it has and
+waits are stretched instead (:meth:`broker.catalog.Target.stretch`), and a millisecond is worth so much less, which
+leaves every comparison as it is.
 """
 
 from __future__ import annotations
@@ -94,14 +98,16 @@ class Selector:
         slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
         if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
+        stretch = target.stretch(query.inputs, entry.rows)
+        slack_ms *= stretch
         shares = None
         if routes is not None and query.task is not None and query.on_miss == "reject" and 0 < slack_ms < NEVER:
             shares = routes.of(query, entry.latency_deadline_ms - arrival_ms, floor)  # type: ignore[operator]
         choice: Choice | None = None
         if shares is not None:
-            choice = self._routed(entry, ranking, shares, find, wait, now_ms, floor, cost_max, slack_ms)
+            choice = self._routed(entry, ranking, shares, find, wait, now_ms, floor, cost_max, slack_ms, stretch)
         if choice is None:
-            choice = self._preferred(entry, ranking, wait, now_ms, floor, cost_max, slack_ms, wanting=wanting)
+            choice = self._preferred(entry, ranking, wait, now_ms, floor, cost_max, slack_ms, stretch, wanting=wanting)
         if shares is not None and isinstance(choice, Chosen):
             shares.took(choice.candidate.key, entry.rows)
         return choice
@@ -117,6 +123,7 @@ class Selector:
         floor: float,
         cost_max: float,
         slack_ms: float,
+        stretch: float,
     ) -> Chosen | None:
         """Where the plan wants it next, of what will be in time and answers for the target; the plan may be outdated.
 
@@ -128,7 +135,7 @@ class Selector:
                 continue
             if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < floor:
                 continue
-            wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms)
+            wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms) * stretch
             self._prices.see(candidate.group, candidate.team, wait_ms / slack_ms, now_ms, entry.account)
             run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
             if wait_ms + run_ms <= slack_ms:
@@ -144,6 +151,7 @@ class Selector:
         floor: float,
         cost_max: float,
         slack_ms: float,
+        stretch: float,
         *,
         wanting: bool,
     ) -> Choice:
@@ -154,19 +162,20 @@ class Selector:
         bounds: list[Bound] = []
         prices: dict[int, float] = {}
         for each in ranking.classes:
-            wait_ms = wait(each, entry, now_ms)
+            wait_ms = wait(each, entry, now_ms) * stretch
             bounds.append((each.id, wait_ms, slack_ms - wait_ms))
             if pays:
-                prices[each.id] = see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
+                price = see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
+                prices[each.id] = price / stretch
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
         if found is not None and is_urgent and not pays:
-            wait_ms = wait(Class(ANY, found.group, found.team), entry, now_ms)
+            wait_ms = wait(Class(ANY, found.group, found.team), entry, now_ms) * stretch
             see(found.group, found.team, wait_ms / slack_ms, now_ms, entry.account)
         pays = pays and (found is None or query.prefer == "accuracy")  # else the floor is kept while there is time
         wanting = wanting and ranking.unloaded > 0
         if found is not None and not pays and not wanting:
             return Chosen(found)
-        asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms)
+        asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms, stretch)
         choice = asked.priced(prices, found, wanting=wanting) if pays else None
         if choice is not None:
             return choice
@@ -192,11 +201,12 @@ class Asked:
         floor: float,
         cost_max: float,
         slack_ms: float,
+        stretch: float = 1.0,
     ) -> None:
         self._entry, self._ranking, self._bounds = entry, ranking, bounds
-        self._floor, self._cost_max, self._slack_ms = floor, cost_max, slack_ms
+        self._floor, self._cost_max, self._slack_ms, self._stretch = floor, cost_max, slack_ms, stretch
         deadline_ms = entry.latency_deadline_ms
-        self.latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
+        self.latency_ms = NEVER if deadline_ms is None else (deadline_ms - entry.source.arrival_ms) * stretch
         """What it may take from its log time: by that it is feasible or not."""
 
     def _best(self, prefer: Prefer, bounds: Sequence[Bound], floor: float) -> Candidate | None:
@@ -287,6 +297,7 @@ class Asked:
                 late_ms = min(late_ms, refused.lat_ms(rows))
         if late_ms == NEVER or self._slack_ms == NEVER:
             return Parked(wanted)
+        late_ms /= self._stretch
         return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms, wanted)
 
     def _nearest(self, fastest: Candidate | None) -> str:
@@ -307,7 +318,7 @@ class Asked:
             )
         if self._cost_max < NEVER:
             limits.append(f"cost <= {self._cost_max:.3g}")
-        needs = f"needs {fastest.lat_ms(rows):.3g} ms for {rows} row(s)"
+        needs = f"needs {fastest.lat_ms(rows) / self._stretch:.3g} ms for {rows} row(s)"
         return f"the fastest variant{_with(limits)}, {fastest.variant}, {needs}"
 
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from broker.batcher import concatenated
+from broker.batcher import concatenated, padded_rows_max
 from broker.canary import Counts
-from broker.catalog import Candidate, Catalog, match_inputs
+from broker.catalog import Candidate, Catalog
 from broker.devices import Worker
 from broker.groups import Group
 from broker.ledger import Entry
@@ -90,14 +90,15 @@ class Shadows:
     def answered(
         self, candidate: Candidate, entries: Iterable[Entry], predictions: Sequence[int], now_ms: float
     ) -> None:
-        """A batch was answered as a whole; ``predictions`` are its rows', equally many of each."""
-        labels, batch = self._labels(candidate), list(entries)
-        rows = sum(entry.rows for entry in batch)
-        if labels is None or not rows or len(predictions) % rows:
+        """A batch was answered as a whole; ``predictions`` are its rows', equally many of each, or of each element."""
+        labels, batch, layout = self._labels(candidate), list(entries), candidate.layout
+        lengths = [layout.own_length(e.inputs) if layout is not None and layout.answers_each else 1 for e in batch]
+        total = sum([entry.rows * length for entry, length in zip(batch, lengths, strict=True)])
+        if labels is None or not total or len(predictions) % total:
             return
-        each, start = len(predictions) // rows, 0
-        for entry in batch:
-            end = start + entry.rows * each
+        each, start = len(predictions) // total, 0
+        for entry, length in zip(batch, lengths, strict=True):
+            end = start + entry.rows * length * each
             if shadowed(labels, entry.record) and not self._is_full(entry.size_bytes):
                 self._waiting.append(
                     Copy(
@@ -155,35 +156,43 @@ class Shadows:
         """The oldest copy that the worker can run, and as many like it as fit."""
         for first in self._waiting:
             candidate = self._candidate(first, worker)
-            matched = match_inputs(first.inputs, candidate.model.inputs) if candidate is not None else ""
+            matched = candidate.match(first.inputs) if candidate is not None else ""
             if candidate is None or isinstance(matched, str):
                 continue
-            shapes = [tensor.shape[1:] for tensor in matched]
-            copies, tensors, rows = [first], [matched], first.rows
-            rows_max = candidate.table.rows_within(inf, first.rows, block_ms)
+            signature, layout = matched.signature, candidate.layout
+            length = signature[0]
+            copies, tensors, rows, table = [first], [matched.inputs], first.rows, candidate.table_of(length)
+            rows_max = table.rows_within(inf, first.rows, block_ms)
+            if length:
+                rows_max = min(rows_max, padded_rows_max(candidate, signature))
             for copy in self._waiting:
                 if copy is first or (copy.labels, copy.answered_by) != (first.labels, first.answered_by):
                     continue
-                more = match_inputs(copy.inputs, candidate.model.inputs)
-                if isinstance(more, str) or [t.shape[1:] for t in more] != shapes or rows + copy.rows > rows_max:
+                more = candidate.match(copy.inputs)
+                if isinstance(more, str) or more.signature != signature or rows + copy.rows > rows_max:
                     continue
                 copies.append(copy)
-                tensors.append(more)
+                tensors.append(more.inputs)
                 rows += copy.rows
             gone = set(map(id, copies))
             self._keep(copy for copy in self._waiting if id(copy) not in gone)
             sent = self._sent[worker.incarnation] = _Sent(next(self._numbers), candidate, tuple(copies))
-            cost_ms = candidate.table.p50_ms(rows)
+            cost_ms = table.p50_ms(rows)
             worker.occupy(cost_ms, now_ms)
             return frames.Batch(
                 sent.batch,
                 candidate.variant,
                 candidate.accuracy,
                 cost_ms,
-                tuple(_item(copy) for copy in copies),
-                concatenated(tensors, rows),
+                tuple(
+                    _item(copy, layout.own_length(inputs) if layout is not None else 0)
+                    for copy, inputs in zip(copies, tensors, strict=True)
+                ),
+                concatenated(tensors, rows, layout, length),
                 predicts=True,
                 shadow=True,
+                length=length,
+                cuts=layout.cuts if layout is not None else (),
             )
         return None
 
@@ -234,6 +243,6 @@ class Shadows:
         self._counts.compared(labels.name, candidate.variant, len(sent.copies), agreed, frame.execute_ms / rows)
 
 
-def _item(copy: Copy) -> frames.Item:
+def _item(copy: Copy, length: int) -> frames.Item:
     """Nobody is answered, and it never expires."""
-    return frames.Item(copy.record, "", copy.rows, 0.0, None, None, "", None, None, "msgpack", (), {}, (), 0)
+    return frames.Item(copy.record, "", copy.rows, 0.0, None, None, "", None, None, "msgpack", (), {}, (), 0, length)

@@ -149,7 +149,7 @@ class Stragglers:
         """The queries of a straggler's batch that a second worker should run now, the most urgent first."""
         if sent.recalled_ms is None or sent.failed or self._tokens < 1:
             return []
-        table = sent.candidate.table
+        table = sent.table
         need_ms = table.sure_ms(sent.rows)
         due: list[tuple[float, Entry]] = []
         begins_ms = inf
@@ -177,7 +177,7 @@ class Stragglers:
         starts_ms = [peer.start_ms(now_ms) for peer in peers if sent.candidate.variant in peer.ready]
         if not starts_ms or min(starts_ms) >= ends_ms:
             return ()
-        end_ms = min(starts_ms) + sent.candidate.table.p50_ms(1)
+        end_ms = min(starts_ms) + sent.table.p50_ms(1)
         return tuple(
             [
                 record

@@ -13,14 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from modelless.codec import decode_record
 from modelless.config import Config
-from modelless.errors import DecodeError
+from modelless.errors import ConfigurationError, DecodeError
 from modelless.messages import Condition, Correction, Evaluation, Labels, ModelVersion, Profile, split_variant
+from modelless.padding import layout_of
 from modelless.tables import Follower
 from modelless.tensors import TensorSpec
 from modelless.topics import Topics
@@ -59,11 +61,16 @@ def model_digest(
         "artifact_sha256": artifact_sha256,
         "factory": factory,
         "exits": exits,
-        "inputs": [[spec.name, spec.datatype, list(spec.shape)] for spec in inputs],
-        "outputs": [[spec.name, spec.datatype, list(spec.shape)] for spec in outputs],
+        "inputs": [_content(spec) for spec in inputs],
+        "outputs": [_content(spec) for spec in outputs],
         "evaluation": [evaluation.accuracy, evaluation.data_sha256, evaluation.metric],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _content(spec: TensorSpec) -> list[Any]:
+    padding = [] if spec.padding is None else [astuple(spec.padding)]
+    return [spec.name, spec.datatype, list(spec.shape), *padding]
 
 
 def digest_of(model: ModelVersion) -> str:
@@ -85,7 +92,7 @@ def read_model(key: str, value: bytes | None) -> ModelVersion | None:
     """The model version of a registry record, None for a removed one. ``key`` is ``name:version``.
 
     Raises:
-        DecodeError: undecodable, of another key, or with a digest that is not its content's.
+        DecodeError: undecodable, of another key, with a digest that is not its content's, or padded as nothing can be.
     """
     if value is None:
         return None
@@ -94,6 +101,10 @@ def read_model(key: str, value: bytes | None) -> ModelVersion | None:
         raise DecodeError(f"it is of {model.key!r}")
     if model.digest != digest_of(model):
         raise DecodeError("its digest is not its content's")
+    try:
+        layout_of(model.inputs, model.outputs)
+    except ConfigurationError as error:
+        raise DecodeError(error.message) from None
     return model
 
 

@@ -73,6 +73,8 @@ class VariantState:
     """That ran since the last State, also where ``batches`` leaves out the oldest."""
     busy_ms: float = 0.0
     """Device time of these."""
+    lengths: tuple[int, ...] = ()
+    """To which the rows of ``batches`` were padded; empty where rows are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class Call:
 
     variant: str
     rows: int
+    length: int = 0
+    """That its rows are padded to; 0: they are not."""
 
 
 class Item(NamedTuple):
@@ -144,6 +148,8 @@ class Item(NamedTuple):
     missed: tuple[str, ...]
     """Given up before it was sent: ``accuracy``."""
     attempt: int
+    length: int = 0
+    """Of its rows before they were padded; 0: they were not."""
 
 
 class BatchTensor(NamedTuple):
@@ -174,6 +180,10 @@ class Batch:
     times: tuple[tuple[int, float], ...] = ()
     """(rows, ms that they surely take), ascending: its own, and more if the worker has others of the variant to run
     with them, up to the most that are useful and do not block the device. None: it runs alone."""
+    length: int = 0
+    """That rows are padded to; 0: they are not."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """(index, axis) of the outputs that are cut back to each item's own length."""
 
 
 class ItemOutcome(NamedTuple):

@@ -154,6 +154,15 @@ class BatchTime:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthTimes:
+    """lat(b) of rows that are padded to one length."""
+
+    length: int
+    batches: tuple[BatchTime, ...]
+    """Ascending batch sizes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """How one variant runs on one group (topic ``modelless.profiles``, key ``<variant>@<group>``)."""
 
@@ -177,7 +186,7 @@ class Profile:
     accuracy_rows: int = 0
     """Rows that the accuracy was measured on; 0 when it was declared."""
     batches: tuple[BatchTime, ...] = ()
-    """Ascending batch sizes."""
+    """Ascending batch sizes; of the longest rows, where these are padded."""
     price_per_hour: float = 0.0
     """USD, of one worker of the group, when it was measured."""
     measured_ms: float = 0.0
@@ -188,6 +197,8 @@ class Profile:
     build_sha256: str | None = None
     build_key: str | None = None
     """Digest of (model, builder, its version, hardware): the same key need not be built again."""
+    lengths: tuple[LengthTimes, ...] = ()
+    """Where rows are padded: of all lengths but the longest, ascending."""
 
     @property
     def key(self) -> str:

@@ -16,6 +16,12 @@
     datatype = "FP32"
     shape = [-1, 10]
 
+    # Where rows have lengths of their own and are to share batches (docs/padding.md):
+    # [inputs.tokens]
+    # datatype = "INT64"
+    # shape = [-1, -1]
+    # padding = { lengths = [16, 32, 64, 128], value = 0, mask = "attention_mask" }
+
     [evaluation]
     data = "digits_eval.npz"                  # arrays named as the inputs, and "labels"; or: accuracy = 0.97
     metric = "accuracy"                       # the first output's argmax equals the label
@@ -39,7 +45,8 @@ import numpy as np
 
 from modelless import store
 from modelless.errors import ConfigurationError, InvalidArgumentError
-from modelless.tensors import DIMENSIONS_MAX, ITEM_BYTES, NUMPY_DTYPES, TensorSpec
+from modelless.padding import layout_of
+from modelless.tensors import DIMENSIONS_MAX, ITEM_BYTES, NUMPY_DTYPES, Padding, TensorSpec
 
 FORMATS = {".onnx": "onnx", ".safetensors": "safetensors", ".csv": "emulated"}
 METRICS = ("accuracy",)
@@ -49,6 +56,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FIELDS = ("name", "task", "artifact", "factory", "exits", "inputs", "outputs", "evaluation")
 _NAMES_RESERVED = ("offline",)
+_PADDING = ("axis", "lengths", "value", "follows", "mask", "own_lengths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,8 @@ def read_specification(path: Path) -> Specification:
     table = _read_toml(path)
     _refuse_unknown("", table, _FIELDS)
     artifact, format = _artifact(table, path.parent)
-    inputs = _tensors("inputs", table)
+    inputs, outputs = _tensors("inputs", table), _tensors("outputs", table)
+    layout_of(inputs, outputs)
     return Specification(
         name=_name("name", table),
         task=_name("task", table),
@@ -94,7 +103,7 @@ def read_specification(path: Path) -> Specification:
         factory=_factory(table, format),
         exits=_exits(table, format),
         inputs=inputs,
-        outputs=_tensors("outputs", table),
+        outputs=outputs,
         evaluation=_evaluation(table, inputs, path.parent),
     )
 
@@ -203,11 +212,39 @@ def _tensors(section: str, table: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 def _tensor(field: str, name: str, spec: Any) -> TensorSpec:
     if not isinstance(spec, dict):
         _refuse(field, f"must be a table with datatype and shape, got {spec!r}")
-    _refuse_unknown(f"{field}.", spec, ("datatype", "shape"))
+    _refuse_unknown(f"{field}.", spec, ("datatype", "shape", "padding"))
     datatype = _text(f"{field}.datatype", spec, "FP32")
     if datatype not in ITEM_BYTES:
         _refuse(f"{field}.datatype", f"must be one of {', '.join(ITEM_BYTES)}, got {datatype!r}")
-    return TensorSpec(name, datatype, _shape(f"{field}.shape", spec.get("shape")))
+    shape = _shape(f"{field}.shape", spec.get("shape"))
+    return TensorSpec(name, datatype, shape, _padding(f"{field}.padding", spec.get("padding"), shape))
+
+
+def _padding(field: str, spec: Any, shape: tuple[int, ...]) -> Padding | None:
+    """What it says, each by itself; whether it goes together :func:`modelless.padding.layout_of` knows."""
+    if spec is None:
+        return None
+    if not isinstance(spec, dict):
+        _refuse(field, f"must be a table like {{ lengths = [16, 32, 64], value = 0 }}, got {spec!r}")
+    _refuse_unknown(f"{field}.", spec, _PADDING)
+    axis = spec.get("axis")
+    if axis is None:
+        free = [index for index, size in enumerate(shape) if index and size == -1]
+        if len(free) != 1:
+            problem = "has no free dimension (-1) after the batch" if not free else "has several free dimensions"
+            _refuse(f"{field}.axis", f"shape {list(shape)} {problem}; give the one that is padded, the batch is 0")
+        axis = free[0]
+    if type(axis) is not int:
+        _refuse(f"{field}.axis", f"must be a whole number, got {axis!r}")
+    lengths, value = spec.get("lengths", []), spec.get("value", 0)
+    if not isinstance(lengths, list) or not all(type(length) is int for length in lengths):
+        _refuse(f"{field}.lengths", f"must be a list of whole numbers like [16, 32, 64], got {lengths!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _refuse(f"{field}.value", f"must be a number, got {value!r}")
+    names = {
+        name: _text(f"{field}.{name}", spec, "tokens") for name in ("follows", "mask", "own_lengths") if name in spec
+    }
+    return Padding(axis, tuple(lengths), float(value), **names)
 
 
 def _shape(field: str, shape: Any) -> tuple[int, ...]:
@@ -251,14 +288,18 @@ def _accuracy(value: Any) -> float:
 def _check_data(path: Path, inputs: tuple[TensorSpec, ...]) -> None:
     """Arrays named as the inputs with their shapes and datatypes, and as many labels as rows."""
     field = "evaluation.data"
+    layout = layout_of(inputs)
+    made = set() if layout is None else {spec.name for spec in layout.made}
     expected = [*(spec.name for spec in inputs), "labels"]
     with np.load(path, allow_pickle=False) as arrays:
-        if sorted(arrays.files) != sorted(expected):
+        if sorted({*arrays.files, *made}) != sorted(expected):
             _refuse(field, f"must hold the arrays {', '.join(expected)}, got {', '.join(arrays.files)}")
         labels = arrays["labels"]
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) < 2:
             _refuse(field, f"labels must be at least 2 whole numbers, got {labels.dtype} of shape {labels.shape}")
         for spec in inputs:
+            if spec.name not in arrays.files:
+                continue
             array = arrays[spec.name]
             if array.dtype != NUMPY_DTYPES[spec.datatype]:
                 _refuse(field, f"{spec.name!r} must be {spec.datatype}, as inputs.{spec.name} says, got {array.dtype}")
@@ -268,3 +309,5 @@ def _check_data(path: Path, inputs: tuple[TensorSpec, ...]) -> None:
                 _refuse(field, f"{spec.name!r} must have the shape {list(spec.shape)}, got {list(array.shape)}")
             if len(array) != len(labels):
                 _refuse(field, f"{spec.name!r} has {len(array)} rows, but there are {len(labels)} labels")
+        if layout is not None and (problem := layout.problem({name: arrays[name].shape for name in arrays.files})):
+            _refuse(field, problem)

@@ -37,12 +37,32 @@ DIMENSIONS_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """Which dimension of a tensor has rows of varying length, and what becomes of it; see :mod:`modelless.padding`."""
+
+    axis: int
+    """Of the dimension; the batch is 0."""
+    lengths: tuple[int, ...] = ()
+    """To what an input is padded: the first of these, ascending, that holds it. Or else it has ``follows``."""
+    value: float = 0.0
+    """What an input is padded with."""
+    follows: str | None = None
+    """The input with ``lengths`` whose length this one has; an output is cut back to it."""
+    mask: str | None = None
+    """An input that is made where it is not sent: 1 up to the length of the row, then 0."""
+    own_lengths: str | None = None
+    """Likewise: the length of each row."""
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """What a model expects or returns. ``shape[0]`` is -1, the batch; other -1 are free dimensions."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    padding: Padding | None = None
+    """None: rows that share a batch have the same shape."""
 
     @property
     def row_bytes(self) -> int | None:

@@ -77,7 +77,7 @@ class Device:
         """Time that live batches had the device."""
         self.settled = 0
         """Queries that have an outcome."""
-        self._times: dict[str, deque[tuple[int, float]]] = {}
+        self._times: dict[str, deque[tuple[int, float, int]]] = {}
         self._load: dict[str, tuple[int, float]] = {}
         self._profiled_ms: dict[str, float] = {}
 
@@ -114,8 +114,8 @@ class Device:
         """What the variant's profile says of its largest batch; much longer is a hang."""
         self._profiled_ms[variant] = slowest_ms
 
-    def take_times(self, variant: str) -> tuple[tuple[int, float], ...]:
-        """(rows, ms) of the variant's batches since the last call."""
+    def take_times(self, variant: str) -> tuple[tuple[int, float, int], ...]:
+        """(rows, ms, length that they were padded to) of the variant's batches since the last call."""
         return tuple(self._times.pop(variant, ()))
 
     def take_load(self, variant: str) -> tuple[int, float]:
@@ -216,7 +216,8 @@ class Device:
         self.busy_s += execute_ms / 1000
         if error is None:
             outputs = future.result()
-            unwanted = self.queue.ran(execute_ms, rows.predictions(outputs) if run.predicts else ())
+            predictions = rows.predictions(outputs, run.items, run.cuts) if run.predicts else ()
+            unwanted = self.queue.ran(execute_ms, predictions)
             self.kick()  # the device first, then the replies of what it did
             self._publish(run, outputs, execute_ms, unwanted)
             return
@@ -233,7 +234,7 @@ class Device:
 
     def _publish(self, run: Run, outputs: Outputs, execute_ms: float, unwanted: Sequence[Collection[RecordId]]) -> None:
         times = self._times.setdefault(run.variant, deque(maxlen=BATCH_TIMES_MAX))
-        times.append((run.rows, execute_ms))
+        times.append((run.rows, execute_ms, run.length))
         rows_run, busy_ms = self._load.get(run.variant, (0, 0.0))
         self._load[run.variant] = rows_run + run.rows, busy_ms + execute_ms
         if run.shadow:

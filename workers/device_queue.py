@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import inf
 
 from modelless.frames import (
@@ -88,6 +88,15 @@ class Run:
     @property
     def shadow(self) -> bool:
         return self.parts[0].batch.shadow
+
+    @property
+    def length(self) -> int:
+        """That its rows are padded to; 0: they are not."""
+        return self.parts[0].batch.length
+
+    @property
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        return self.parts[0].batch.cuts
 
     @property
     def predicts(self) -> bool:
@@ -302,22 +311,21 @@ class DeviceQueue:
         for piece in pieces:
             self._give_back(piece.held, piece.indices, "draining")
 
-    def ran(self, execute_ms: float, predictions: tuple[int, ...] = ()) -> tuple[frozenset[RecordId], ...]:
+    def ran(self, execute_ms: float, predictions: Sequence[tuple[int, ...]] = ()) -> tuple[frozenset[RecordId], ...]:
         """The run ended well; the shell publishes its replies, unless it was a shadow's.
 
         Returns by part the queries that are not to be answered any more.
 
-        ``predictions`` are those of all of its rows, if a part asked for them; they are told of a batch that ran as a
+        ``predictions`` are those of each of its items, if a part asked for them; they are told of a batch that ran as a
         whole.
         """
         pieces = self._stop(execute_ms)
-        rows_run = sum([piece.rows for piece in pieces])
-        start, per_row = 0, len(predictions) // rows_run
+        start = 0
         for piece in pieces:
             held, items = piece.held, piece.held.batch.items
-            end = start + piece.rows * per_row
+            end = start + len(piece.indices)
             if held.batch.predicts and len(piece.indices) == len(items):
-                held.predictions = predictions[start:end]
+                held.predictions = tuple(chain.from_iterable(predictions[start:end]))
             start = end
             if held.batch.shadow and self._is_held(held):
                 self._settle(held, tuple(ItemOutcome(items[i].record, "answered", "OK") for i in piece.indices))
@@ -589,7 +597,8 @@ class DeviceQueue:
             room = batch.times[-1][0] - piece.rows
             share = CALL_SHARE * room / sum(queued_ms.values())
             for number, own_ms in queued_ms.items():
-                self._out.append(Tell(number, Call(batch.variant, min(room, max(1, round(share * own_ms))))))
+                rows_called = min(room, max(1, round(share * own_ms)))
+                self._out.append(Tell(number, Call(batch.variant, rows_called, batch.length)))
 
     def _tell_backlog(self, now_ms: float) -> None:
         """To each broker that is wrong about it, since others sent something or something took another time."""

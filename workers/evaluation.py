@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from modelless.padding import layout_of
 from modelless.tensors import NUMPY_DTYPES, TensorSpec
 
 Array = NDArray[Any]
@@ -38,17 +39,22 @@ class Halves(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Arrays by input name with n rows each, and the labels, [n, ...]."""
+    """Arrays by input name with n rows each, and the labels, [n, ...].
+
+    Where rows are padded, they are, and ``length`` is the one that they had before; otherwise 0.
+    """
 
     inputs: Mapping[str, Array]
     labels: Array
+    length: int = 0
 
     @property
     def rows(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Array) -> Evaluation:
-        return Evaluation({name: array[indices] for name, array in self.inputs.items()}, self.labels[indices])
+        inputs = {name: array[indices] for name, array in self.inputs.items()}
+        return Evaluation(inputs, self.labels[indices], self.length)
 
     def halves(self) -> tuple[Evaluation, Evaluation]:
         """To calibrate with (within its limits, but at least a row), and to measure on."""
@@ -85,8 +91,12 @@ def read_evaluation(path: Path, inputs: Sequence[TensorSpec]) -> Evaluation:
     labels = arrays.get("labels")
     if labels is None or labels.ndim < 1 or len(labels) < 2:
         raise EvaluationError("evaluation: the data needs an array `labels` of at least 2 rows")
+    layout = layout_of(inputs)
+    made = () if layout is None else layout.made
     for spec in inputs:
         array = arrays.get(spec.name)
+        if array is None and spec in made:
+            continue
         if array is None:
             raise EvaluationError(f"evaluation: the data has no array for input {spec.name!r}; it has {sorted(arrays)}")
         if array.dtype != NUMPY_DTYPES[spec.datatype] or len(array) != len(labels):
@@ -94,7 +104,16 @@ def read_evaluation(path: Path, inputs: Sequence[TensorSpec]) -> Evaluation:
                 f"evaluation: array {spec.name!r} is {array.dtype} with {len(array)} rows; "
                 f"expected {spec.datatype} with {len(labels)}"
             )
-    return Evaluation({spec.name: arrays[spec.name] for spec in inputs}, labels)
+        if array.ndim != len(spec.shape):
+            raise EvaluationError(f"evaluation: array {spec.name!r} has shape {array.shape}, expected {spec.shape}")
+    if layout is None:
+        return Evaluation({spec.name: arrays[spec.name] for spec in inputs}, labels)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if (problem := layout.problem(shapes)) is not None:
+        raise EvaluationError(f"evaluation: {problem}")
+    return Evaluation(
+        layout.whole(arrays), labels, shapes[layout.specs[layout.leader].name][layout.axes[layout.leader]]
+    )
 
 
 def write_calibration(evaluation: Evaluation, path: Path) -> None:

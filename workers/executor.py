@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from modelless.frames import BatchTensor
+from modelless.padding import layout_of
 from modelless.tensors import TensorSpec
 from workers import builders, channel
 from workers.formats import FormatError, emulated
@@ -256,7 +257,7 @@ class EmulatedExecutor:
 
     async def load(self, spec: LoadSpec) -> float:
         try:
-            model = emulated.load(spec.path, spec.outputs, self._group)
+            model = emulated.load(spec.path, spec.outputs, self._group, layout_of(spec.inputs, spec.outputs))
         except FormatError as error:
             raise ExecutionError(str(error)) from None
         await asyncio.sleep(model.load_ms / 1000)
@@ -274,7 +275,7 @@ class EmulatedExecutor:
             return future
         rows = inputs[0].shape[0]
         until_s += model.latency_ms(rows) / 1000
-        return loop.run_in_executor(self._thread, _wait, until_s, model, rows)
+        return loop.run_in_executor(self._thread, _wait, until_s, model, rows, model.length(inputs))
 
     async def unload(self, variant: str) -> None:
         self._models.pop(variant, None)
@@ -299,9 +300,9 @@ def builder_of(name: str) -> builders.Builder:
     return found
 
 
-def _wait(until_s: float, model: emulated.EmulatedModel, rows: int) -> Outputs:
+def _wait(until_s: float, model: emulated.EmulatedModel, rows: int, length: int) -> Outputs:
     time.sleep(max(0.0, until_s - time.monotonic()))
-    return model.answer(rows)
+    return model.answer(rows, length)
 
 
 def _has_descriptor(stream: Any) -> bool:

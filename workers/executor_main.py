@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelless.frames import BatchTensor
-from modelless.tensors import NUMPY_DTYPES, TensorSpec
+from modelless.tensors import NUMPY_DTYPES, Padding, TensorSpec
 from workers import channel
 from workers.formats import FormatError, Model, Source, check_inputs, check_outputs
 
@@ -158,7 +158,10 @@ def _calibration(path: str | None, source: Source) -> dict[str, NDArray[Any]] | 
 
 
 def _specs(fields: tuple[Mapping[str, Any], ...]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(f["name"], f["datatype"], f["shape"]) for f in fields)
+    return tuple(
+        TensorSpec(f["name"], f["datatype"], f["shape"], Padding(**f["padding"]) if f["padding"] else None)
+        for f in fields
+    )
 
 
 def _give_back() -> None:

@@ -150,16 +150,13 @@ class Loader:
 
     def states(self) -> tuple[VariantState, ...]:
         """For a State frame; takes the batch times since the last call."""
-        return tuple(
-            VariantState(
-                variant,
-                loaded.state,
-                loaded.memory_bytes,
-                self._device.take_times(variant),
-                *self._device.take_load(variant),
-            )
-            for variant, loaded in self._loaded.items()
-        )
+        return tuple(self._state(variant, loaded) for variant, loaded in self._loaded.items())
+
+    def _state(self, variant: str, loaded: _Loaded) -> VariantState:
+        times, (rows, busy_ms) = self._device.take_times(variant), self._device.take_load(variant)
+        batches = tuple([(batch_size, ms) for batch_size, ms, _ in times])
+        lengths = tuple([length for *_, length in times]) if any(length for *_, length in times) else ()
+        return VariantState(variant, loaded.state, loaded.memory_bytes, batches, rows, busy_ms, lengths)
 
     # --- loading --------------------------------------------------------------------------------------------------
 
@@ -250,15 +247,17 @@ class Loader:
             self._preparing[builder] = asyncio.create_task(self._device.executors.prepare(builder))
 
     async def _warm_up(self, spec: LoadSpec, profile: Profile | None) -> None:
-        """Every profiled batch size once, smallest first, each when the device has a moment."""
-        sizes = [batch.batch_size for batch in profile.batches] if profile is not None else [1]
+        """Every profiled batch size once, of every length, smallest first, each when the device has a moment."""
+        sizes = [(batch.batch_size, 0) for batch in profile.batches] if profile is not None else [(1, 0)]
+        for of in profile.lengths if profile is not None else ():
+            sizes += [(batch.batch_size, of.length) for batch in of.batches]
         self._device.expect(spec.variant, profile.batches[-1].p99_ms if profile and profile.batches else 0.0)
-        for size in sizes:
+        for size, length in sizes:
 
-            async def run(size: int = size) -> None:
+            async def run(size: int = size, length: int = length) -> None:
                 serving = self._device.executors.serving
                 if serving is not None:
-                    await serving.run(spec.variant, zeros(spec, size))
+                    await serving.run(spec.variant, zeros(spec, size, length))
 
             try:
                 await self._device.step(run)

@@ -5,7 +5,8 @@ every few runs are one *step* between live batches, and nothing is loaded meanwh
 are timed, at the supervisor. Where live batches had the device for more than a little of the time between the steps,
 its caches and its clock were theirs, and the numbers are taken again, a few times at most.
 
-* lat(b) for b = 1, 2, 4, … until throughput stopped growing: less than 5 % better twice in a row, or the limits.
+* lat(b) for b = 1, 2, 4, … until throughput stopped growing: less than 5 % better twice in a row, or the limits. Where
+  rows are padded, of the longest first and then of each other length that there is time for.
 * Memory: resident growth from before loading to the peak while running the largest batch, plus device memory.
 * Accuracy on the half of the evaluation set that no builder saw, or as much of it as there is time for.
 * Load time in a process that has its libraries: cold, the first time, and warm, again at the end.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 
 from modelless import accuracy
 from modelless.frames import BatchTensor
-from modelless.messages import BatchTime, ModelVersion, Profile
+from modelless.messages import BatchTime, LengthTimes, ModelVersion, Profile
+from modelless.padding import Layout, layout_of
 from modelless.tensors import NUMPY_DTYPES, Tensor
 from workers.evaluation import Evaluation
 from workers.executor import ExecutionError, Executor, ExecutorDiedError, LoadSpec, Outputs
@@ -82,6 +84,7 @@ class Measurement:
         self._spec = spec
         self._bench = bench
         self._data = data
+        self._layout = layout_of(spec.inputs, spec.outputs)
 
     async def profile(self, model: ModelVersion, group: str, budget_s: float, batch_size_max: int) -> Profile:
         """``budget_s`` is for latencies and accuracy; loading has its own bound. Raises MeasuringError."""
@@ -90,8 +93,9 @@ class Measurement:
             before = await self._executor.memory()
             load_ms = await self._load()
             await self._executor.memory()
+            await self._check_followers()
             until_s = time.monotonic() + budget_s
-            batches = await self._latencies(budget_s * LATENCY_SHARE, batch_size_max)
+            batches, lengths = await self._all_latencies(budget_s * LATENCY_SHARE, batch_size_max)
             after = await self._executor.memory()
             right, rows = await self._score(batches, until_s)
             await self._executor.unload(self._spec.variant)
@@ -118,7 +122,39 @@ class Measurement:
             accuracy_high=None if measured is None else interval.high,
             accuracy_rows=rows,
             batches=batches,
+            lengths=lengths,
         )
+
+    async def _check_followers(self) -> None:
+        """What is said to follow the length of the rows does so. Raises MeasuringError."""
+        for length in self._layout.lengths if self._layout is not None and self._layout.cuts else ():
+
+            async def check(length: int = length) -> None:
+                outputs = await self._run(self._inputs(1, length))
+                for index, axis in self._layout.cuts if self._layout is not None else ():
+                    if (got := outputs[index].shape[axis]) != length:
+                        raise MeasuringError(
+                            f"output {outputs[index].name!r} is said to follow the length of the inputs, "
+                            f"but has {got} in dimension {axis} where they have {length}"
+                        )
+
+            await self._bench.step(check)
+
+    async def _all_latencies(
+        self, budget_s: float, batch_size_max: int
+    ) -> tuple[tuple[BatchTime, ...], tuple[LengthTimes, ...]]:
+        """Of the longest rows, and of those shorter lengths that could be measured as far as is useful."""
+        until_s = time.monotonic() + budget_s
+        shorter = () if self._layout is None else self._layout.lengths[:-1]
+        batches, _ = await self._latencies(budget_s / (1 + len(shorter)), batch_size_max)
+        found = []
+        for index, length in enumerate(shorter):
+            share_s = (until_s - time.monotonic()) / (len(shorter) - index)
+            if share_s > 0:
+                times, complete = await self._latencies(share_s, batch_size_max, length)
+                if complete:
+                    found.append(LengthTimes(length, times))
+        return batches, tuple(found)
 
     async def _load(self) -> float:
         """How long it took, ms."""
@@ -128,21 +164,26 @@ class Measurement:
                 await self._executor.load(self._spec)
             return (time.monotonic() - started_s) * 1000
 
-    async def _latencies(self, budget_s: float, batch_size_max: int) -> tuple[BatchTime, ...]:
+    async def _latencies(
+        self, budget_s: float, batch_size_max: int, length: int = 0
+    ) -> tuple[tuple[BatchTime, ...], bool]:
+        """And whether they are all that is useful: False when the time ended it."""
         until_s = time.monotonic() + budget_s
         sizes = list(_doubling(batch_size_max))
         measured: list[BatchTime] = []
         best, stale = 0.0, 0
         for index, size in enumerate(sizes):
             share_s = (until_s - time.monotonic()) / (len(sizes) - index)
-            times_ms = await self._undisturbed_ms(self._inputs(size), share_s)
+            times_ms = await self._undisturbed_ms(self._inputs(size, length), share_s)
             p50_ms, p99_ms = np.percentile(times_ms, [50, 99])
             measured.append(BatchTime(size, float(p50_ms), float(p99_ms)))
             stale = 0 if size / p50_ms >= GROWTH_MIN * best else stale + 1
             best = max(best, size / p50_ms)
-            if stale == 2 or time.monotonic() > until_s:
+            if stale == 2:
                 break
-        return tuple(measured)
+            if time.monotonic() > until_s and size < sizes[-1]:
+                return tuple(measured), False
+        return tuple(measured), True
 
     async def _undisturbed_ms(self, inputs: tuple[BatchTensor, ...], budget_s: float) -> list[float]:
         """The attempt during which live batches had the least of the device; the first one that is good enough."""
@@ -191,7 +232,8 @@ class Measurement:
             part = self._data.take(np.arange(scored, min(scored + batch_size, self._data.rows)))
 
             async def score(part: Evaluation = part) -> None:
-                right.append(_right(await self._run(self._tensors(part)), part.labels))
+                outputs = await self._run(self._tensors(part.inputs))
+                right.append(_right(outputs, part.labels, self._layout, part.length))
 
             await self._bench.step(score)
             scored += part.rows
@@ -206,20 +248,27 @@ class Measurement:
             self._executor.kill()
             raise MeasuringError(f"one batch took longer than {RUN_S_MAX:.0f} s") from None
 
-    def _inputs(self, batch_size: int) -> tuple[BatchTensor, ...]:
-        """Rows of the evaluation set, repeated as needed, or zeros."""
+    def _inputs(self, batch_size: int, length: int = 0) -> tuple[BatchTensor, ...]:
+        """Rows of the evaluation set, repeated as needed, or zeros; if padded, of ``length`` (0: the longest)."""
         if self._data is None:
-            return zeros(self._spec, batch_size)
-        return self._tensors(self._data.take(np.arange(batch_size) % self._data.rows))
+            return zeros(self._spec, batch_size, length)
+        inputs = self._data.take(np.arange(batch_size) % self._data.rows).inputs
+        if self._layout is not None:
+            inputs = self._layout.stretched(inputs, length or self._layout.lengths[-1])
+        return self._tensors(inputs)
 
-    def _tensors(self, part: Evaluation) -> tuple[BatchTensor, ...]:
-        return tuple(_tensor(spec.name, part.inputs[spec.name]) for spec in self._spec.inputs)
+    def _tensors(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[BatchTensor, ...]:
+        return tuple(_tensor(spec.name, inputs[spec.name]) for spec in self._spec.inputs)
 
 
-def _right(outputs: Outputs, labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where the first output's argmax is the label."""
+def _right(outputs: Outputs, labels: NDArray[Any], layout: Layout | None, length: int) -> NDArray[np.bool_]:
+    """Where the first output's argmax is the label; of ``length``, if that output follows."""
     first = outputs[0]
-    found = Tensor(first.name, first.datatype, first.shape, first.data).to_numpy().argmax(axis=-1)
+    array = Tensor(first.name, first.datatype, first.shape, first.data).to_numpy()
+    for index, axis in layout.cuts if layout is not None else ():
+        if index == 0:
+            array = array.take(np.arange(length), axis=axis)
+    found = array.argmax(axis=-1)
     if found.shape != labels.shape:
         raise MeasuringError(
             f"evaluation: labels have shape {list(labels.shape)}, "
@@ -229,14 +278,17 @@ def _right(outputs: Outputs, labels: NDArray[Any]) -> NDArray[np.bool_]:
     return right
 
 
-def zeros(spec: LoadSpec, batch_size: int) -> tuple[BatchTensor, ...]:
-    """Inputs for trying a variant out; free dimensions are 1."""
-    tensors = []
+def zeros(spec: LoadSpec, batch_size: int, length: int = 0) -> tuple[BatchTensor, ...]:
+    """Inputs for trying a variant out; free dimensions are 1, or ``length`` where they are padded (0: the longest)."""
+    layout = layout_of(spec.inputs)
+    made = () if layout is None else layout.made
+    arrays: dict[str, NDArray[Any]] = {}
     for declared in spec.inputs:
         shape = (batch_size, *(1 if size == -1 else size for size in declared.shape[1:]))
-        array = np.zeros(shape, NUMPY_DTYPES[declared.datatype])
-        tensors.append(BatchTensor(declared.name, declared.datatype, shape, array.tobytes()))
-    return tuple(tensors)
+        arrays[declared.name] = np.full(shape, declared in made, NUMPY_DTYPES[declared.datatype])
+    if layout is not None:
+        arrays = layout.stretched(arrays, length or layout.lengths[-1])
+    return tuple(_tensor(name, array) for name, array in arrays.items())
 
 
 def _tensor(name: str, array: NDArray[Any]) -> BatchTensor:

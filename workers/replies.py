@@ -51,17 +51,19 @@ def of_run(
     run: Run, outputs: Sequence[BatchTensor], execute_ms: float, author: Author, now_ms: float
 ) -> list[list[Outgoing]]:
     """One OK reply per item, by the parts of the run. ``now_ms`` is Kafka time; the cost is shared by rows."""
-    templates: dict[tuple[float, int], ReplyTemplate] = {}
-    cuts = iter(rows.split(outputs, [item.rows for item in run.items]))
+    templates: dict[tuple[float, int, int], ReplyTemplate] = {}
+    own = iter(rows.split(outputs, run.items, run.cuts))
     replies: list[list[Outgoing]] = []
     for part in run.parts:
         replies.append([])
+        accuracy = part.batch.accuracy
         for item in part.items:
-            data = next(cuts)
-            alike = part.batch.accuracy, item.rows
+            data = next(own)
+            alike = accuracy, item.rows, item.length if run.cuts else 0
             template = templates.get(alike)
             if template is None:
-                template = templates[alike] = ReplyTemplate(_example(run, *alike, outputs, data, execute_ms, author))
+                example = _example(run, accuracy, item, outputs, data, execute_ms, author)
+                template = templates[alike] = ReplyTemplate(example)
             late = item.latency_deadline_ms is not None and now_ms > item.latency_deadline_ms
             missed = (*item.missed, "latency") if late else item.missed
             query = str(item.record)
@@ -74,30 +76,30 @@ def of_run(
 def _example(
     run: Run,
     accuracy: float,
-    rows_own: int,
+    item: Item,
     outputs: Sequence[BatchTensor],
     data: Sequence[memoryview],
     execute_ms: float,
     author: Author,
 ) -> Reply:
-    """What the replies to the queries of one accuracy and of ``rows_own`` rows have in common."""
+    """What the replies to the queries of one accuracy, with as many rows, of the same length, have in common."""
     key, _ = split_variant(run.variant)
     model, _, version = key.rpartition(":")
-    rows_run = run.rows
+    rows_run, axes = run.rows, rows.axes_cut(outputs, run.cuts)
     return Reply(
         id="",
         query="",
         status=OK,
         outputs=tuple(
-            Tensor(output.name, output.datatype, (rows_own, *output.shape[1:]), own)
-            for output, own in zip(outputs, data, strict=True)
+            Tensor(output.name, output.datatype, rows.own_shape(output, item, axes.get(index)), own)
+            for index, (output, own) in enumerate(zip(outputs, data, strict=True))
         ),
         model=model,
         version=int(version) if version.isdigit() else None,
         variant=run.variant,
         group=author.group,
         accuracy=accuracy,
-        cost=author.price_per_hour / MS_PER_HOUR * execute_ms / rows_run * rows_own,
+        cost=author.price_per_hour / MS_PER_HOUR * execute_ms / rows_run * item.rows,
         batch_size=rows_run,
         execute_ms=execute_ms,
     )

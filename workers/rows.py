@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 
-from modelless.frames import Batch, BatchTensor
-from modelless.tensors import ITEM_BYTES, Tensor
+import numpy as np
+
+from modelless.frames import Batch, BatchTensor, Item
+from modelless.tensors import ITEM_BYTES, NUMPY_DTYPES, Tensor
 
 
 def check(batch: Batch) -> str | None:
@@ -24,6 +26,10 @@ def check(batch: Batch) -> str | None:
             return f"input {tensor.name!r} has shape {list(tensor.shape)} for {rows} rows"
         if prod(tensor.shape) * ITEM_BYTES.get(tensor.datatype, 0) != len(tensor.data):
             return f"input {tensor.name!r}: {len(tensor.data)} bytes are not {tensor.datatype} {list(tensor.shape)}"
+    if batch.length and not all(1 <= item.length <= batch.length for item in batch.items):
+        return f"items are to have lengths from 1 to {batch.length}, that they are padded to"
+    if batch.cuts and not (batch.length and all(index >= 0 and axis >= 1 for index, axis in batch.cuts)):
+        return "outputs are to be cut, but inputs are not padded"
     return None
 
 
@@ -36,9 +42,9 @@ def gather(batch: Batch, indices: Sequence[int]) -> tuple[BatchTensor, ...]:
     return tuple(_take(tensor, spans, rows) for tensor in batch.inputs)
 
 
-def kind(batch: Batch) -> list[tuple[str, str, tuple[int, ...]]]:
+def kind(batch: Batch) -> tuple[object, ...]:
     """Of a row; what is of one kind can be put together."""
-    return [(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in batch.inputs]
+    return batch.length, batch.cuts, [(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in batch.inputs]
 
 
 def joined(parts: Sequence[tuple[BatchTensor, ...]]) -> tuple[BatchTensor, ...]:
@@ -56,29 +62,63 @@ def joined(parts: Sequence[tuple[BatchTensor, ...]]) -> tuple[BatchTensor, ...]:
     )
 
 
-def split(outputs: Sequence[BatchTensor], rows: Sequence[int]) -> list[tuple[memoryview, ...]]:
-    """The bytes of the outputs cut into one tuple per item, views of them. ``rows`` are the items' rows in order."""
-    ends = [*accumulate(rows)]
+def split(
+    outputs: Sequence[BatchTensor], items: Sequence[Item], cuts: Sequence[tuple[int, int]] = ()
+) -> list[tuple[memoryview, ...]]:
+    """The bytes of the outputs cut into one tuple per item, views of them where nothing has to be copied.
+
+    Args:
+        items: in the order of their rows.
+        cuts: (index, axis) of the outputs of which each item gets its own length; see :func:`own_shape`.
+    """
+    rows = [item.rows for item in items]
+    ends, axes = [*accumulate(rows)], axes_cut(outputs, cuts)
     columns = []
-    for output in outputs:
+    for index, output in enumerate(outputs):
         data = memoryview(output.data)
         row_bytes = len(data) // ends[-1]
-        columns.append(
-            [data[(end - count) * row_bytes : end * row_bytes] for end, count in zip(ends, rows, strict=True)]
-        )
+        parts = [data[(end - count) * row_bytes : end * row_bytes] for end, count in zip(ends, rows, strict=True)]
+        if index in axes:
+            parts = [_cut(part, output, axes[index], item) for part, item in zip(parts, items, strict=True)]
+        columns.append(parts)
     return [*zip(*columns, strict=True)] if columns else [()] * len(rows)
 
 
-def predictions(outputs: Sequence[BatchTensor]) -> tuple[int, ...]:
-    """The classes that were answered: the argmax along the last dimension of the first output, row by row.
+def axes_cut(outputs: Sequence[BatchTensor], cuts: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """By the index of an output, the axis that it is cut along, where it has one."""
+    return {index: axis for index, axis in cuts if index < len(outputs) and axis < len(outputs[index].shape)}
+
+
+def own_shape(output: BatchTensor, item: Item, axis: int | None) -> tuple[int, ...]:
+    """Of an item's part of an output, cut back along ``axis``; None: it is not cut."""
+    if axis is None:
+        return (item.rows, *output.shape[1:])
+    length = min(item.length, output.shape[axis])
+    return (item.rows, *output.shape[1:axis], length, *output.shape[axis + 1 :])
+
+
+def _cut(data: memoryview, output: BatchTensor, axis: int, item: Item) -> memoryview:
+    whole = (item.rows * prod(output.shape[1:axis]), output.shape[axis], -1)
+    array = np.frombuffer(data, NUMPY_DTYPES[output.datatype]).reshape(whole)
+    return np.ascontiguousarray(array[:, : item.length]).reshape(-1).view(np.uint8).data
+
+
+def predictions(
+    outputs: Sequence[BatchTensor], items: Sequence[Item], cuts: Sequence[tuple[int, int]] = ()
+) -> list[tuple[int, ...]]:
+    """By item, the classes that were answered: the argmax along the last dimension of the first output, row by row.
 
     As where accuracy is measured. An output of a single dimension holds no classes: empty then.
     """
     if not outputs or len(outputs[0].shape) < 2:
-        return ()
-    first = outputs[0]
-    classes = Tensor(first.name, first.datatype, first.shape, first.data).to_numpy().argmax(axis=-1)
-    return tuple(classes.ravel().tolist())
+        return []
+    first, axis = outputs[0], axes_cut(outputs, cuts).get(0)
+    parts = split((first,), items, () if axis is None else ((0, axis),))
+    arrays = [
+        Tensor(first.name, first.datatype, own_shape(first, item, axis), data).to_numpy()
+        for item, (data,) in zip(items, parts, strict=True)
+    ]
+    return [tuple(array.argmax(axis=-1).ravel().tolist()) for array in arrays]
 
 
 def _spans(batch: Batch, indices: Sequence[int]) -> list[tuple[int, int]]:

@@ -71,6 +71,7 @@ PURE = frozenset(
         "modelless.labels",
         "modelless.learned",
         "modelless.messages",
+        "modelless.padding",
         "modelless.structure",
         "modelless.tensors",
         "modelless.topics",

@@ -40,6 +40,11 @@ def exiting() -> nn.Module:
     return Exiting()
 
 
+def masked() -> nn.Module:
+    """Of :mod:`padded_models`: the mean of the embeddings where the mask is 1, and each of them."""
+    return Masked()
+
+
 def write(factory: str, path: Path) -> nn.Module:
     """Random weights, the same every time, at ``path``; the network that has them."""
     import safetensors.torch
@@ -76,3 +81,15 @@ class Exiting(nn.Module):
             x = block(x).relu()
         answer: torch.Tensor = self.heads[last - 1](x.flatten(1))
         return answer
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded = self.table(tokens) * mask.unsqueeze(-1)
+        pooled = embedded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return self.head(pooled), self.head(embedded)

@@ -14,6 +14,8 @@ import pytest
 import tiny_networks
 import torch
 from numpy.typing import NDArray
+from padded_models import OUTPUTS
+from padded_models import SPECS as PADDED
 from tiny_networks import X, Y
 from worker_builders import X as ONNX_X
 from worker_builders import Y as ONNX_Y
@@ -217,3 +219,39 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt = builders.find("tensorrt-fp16")
     assert tensorrt is not None
     assert tensorrt.refusal("cuda:0") == "tensorrt is not installed; install modelless[tensorrt]"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("builder", ["torch-fp32", "onnx-fp32", "openvino-fp32", "torch-compile"])
+async def test_a_network_of_rows_that_are_padded(
+    child: ChildExecutor, tmp_path: Path, builder: str, calibrated: bool
+) -> None:
+    """Built once, it answers every length that rows are padded to as the network does."""
+    if (reason := refused(builder)) is not None:
+        pytest.skip(reason)
+    if builder == "torch-compile" and calibrated:
+        pytest.skip("takes long, and the graph is the same")
+    network = tiny_networks.write("masked", tmp_path / "masked.safetensors")
+    of = LoadSpec(
+        f"m:1/{builder}", builder, tmp_path / "masked.safetensors", PADDED, OUTPUTS, "tiny_networks:masked",
+        ("tiny_networks",),
+    )  # fmt: skip
+    np.savez(tmp_path / "c.npz", tokens=np.ones((9, 8), "i8"), mask=np.ones((9, 8), "f4"))
+    await make(child, of, tmp_path / "c.npz" if calibrated else None)
+    for length in (4, 8, 16):
+        for rows in (1, 2, 5):
+            tokens = np.random.default_rng(length).integers(0, 50, (rows, length))
+            mask = (np.arange(length) < 3).astype("f4") * np.ones((rows, 1), "f4")
+            outputs = await child.run(
+                of.variant,
+                (
+                    BatchTensor("tokens", "INT64", tokens.shape, tokens.tobytes()),
+                    BatchTensor("mask", "FP32", mask.shape, mask.astype("<f4").tobytes()),
+                ),
+            )
+            with torch.inference_mode():
+                expected = network(torch.from_numpy(tokens), torch.from_numpy(mask.astype("f4")))
+            for got, want in zip(outputs, expected, strict=True):
+                assert got.shape == tuple(want.shape)
+                assert np.allclose(np.frombuffer(got.data, "<f4").reshape(got.shape), want.numpy(), atol=1e-5)

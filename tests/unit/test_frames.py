@@ -92,8 +92,8 @@ BAD_VALUES: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "infinity": ((4,), math.inf, "Batch.cost_ms: must be a finite number"),
     "a boolean for an integer": ((1,), True, "Batch.batch: must be an integer"),
     "a number for items": ((5,), 3, "Batch.items: must be an array"),
-    "an item of text": ((5, 0), "x", "Batch.items: Item: must be an array of 14 fields"),
-    "an item with a field less": ((5, 0), [1], "Item: must be an array of 14 fields, got 1"),
+    "an item of text": ((5, 0), "x", "Batch.items: Item: must be an array of 15 fields"),
+    "an item with a field less": ((5, 0), [1], "Item: must be an array of 15 fields, got 1"),
     "a record of two": ((5, 0, 0), ["t", 1], "Item.record: RecordId: must be an array of 3 fields, got 2"),
     "a record with a textual partition": ((5, 0, 0), ["t", "1", 2], "RecordId.partition: must be an integer"),
     "nil for a required text": ((5, 0, 1), None, "Item.id: must be a string"),
@@ -109,7 +109,7 @@ BAD_VALUES: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "a negative frame type": ((0,), -1, "frame type -1"),
     "a textual frame type": ((0,), "Batch", "frame type 'Batch'"),
     "a boolean frame type": ((0,), True, "frame type True"),
-    "another frame's type": ((0,), 2, "Credit: must be an array of 1 fields, got 9"),
+    "another frame's type": ((0,), 2, "Credit: must be an array of 1 fields, got 11"),
 }
 
 

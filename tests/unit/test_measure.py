@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_networks
+import torch
+from padded_models import OUTPUTS, SPECS
 from worker_builders import X, Y, write_onnx
 
 from modelless import store
@@ -17,8 +20,10 @@ from modelless.accuracy import wilson
 from modelless.frames import BatchTensor
 from modelless.messages import Evaluation as Declared
 from modelless.messages import ModelVersion
+from modelless.padding import layout_of
+from modelless.tensors import TensorSpec
 from workers import measure
-from workers.evaluation import Evaluation
+from workers.evaluation import Evaluation, read_evaluation
 from workers.executor import ChildExecutor, EmulatedExecutor, ExecutionError, LoadSpec
 from workers.measure import Bench, Measurement, MeasuringError
 
@@ -128,3 +133,62 @@ async def test_it_says_what_is_wrong(child: ChildExecutor, spec: LoadSpec) -> No
     three = Evaluation({"x": np.ones((9, 4), "f4")}, np.zeros((9, 3), "i8"))
     with pytest.raises(MeasuringError, match=r"labels have shape \[.*3\], the argmax of output 'y' has"):
         await Measurement(child, spec, Bench(step), three).profile(MODEL, "cpu", 0.1, 4)
+
+
+def masked(folder: Path, outputs: tuple[TensorSpec, ...] = OUTPUTS) -> LoadSpec:
+    path = folder / "masked.safetensors"
+    tiny_networks.write("masked", path)
+    factory = "tiny_networks:masked"
+    return LoadSpec("m:1/torch-fp32", "torch-fp32", path, SPECS, outputs, factory, ("tiny_networks",))
+
+
+async def test_rows_that_are_padded_are_measured_at_every_length(child: ChildExecutor, tmp_path: Path) -> None:
+    of = replace(MODEL, format="safetensors", inputs=SPECS, outputs=OUTPUTS)
+    path = tmp_path / "eval.npz"
+    tokens = np.random.default_rng(0).integers(1, 50, (40, 6))
+    network = tiny_networks.write("masked", tmp_path / "masked.safetensors")
+    with torch.inference_mode():
+        labels = network(torch.from_numpy(tokens), torch.ones(40, 6))[0].numpy().argmax(axis=1)
+    labels[:10] = (labels[:10] + 1) % 3
+    np.savez(path, tokens=tokens, labels=labels)
+    data = read_evaluation(path, SPECS)
+    assert (data.length, data.inputs["tokens"].shape, data.inputs["mask"].sum()) == (6, (40, 8), 240)
+    profile = await Measurement(child, masked(tmp_path), Bench(step), data).profile(of, "cpu", 5.0, 8)
+    assert profile.accuracy == pytest.approx(0.75), "padded to 8, answered as rows of 6"
+    assert [each.length for each in profile.lengths] == [4, 8]
+    assert all(each.batches[0].batch_size == 1 for each in profile.lengths)
+    assert profile.batches
+
+
+async def test_an_output_of_each_element_is_compared_without_the_padding(child: ChildExecutor, tmp_path: Path) -> None:
+    """And what was declared to follow, and does not, is refused with the reason."""
+    pooled, each = OUTPUTS
+    spec = masked(tmp_path, (replace(pooled, shape=(-1, -1), padding=each.padding), each))
+    with pytest.raises(
+        MeasuringError, match=r"'pooled' is said to follow .* but has 3 in dimension 1 where they have 4"
+    ):
+        await Measurement(child, spec, Bench(step), None).profile(MODEL, "cpu", 0.1, 2)
+    shape, labels = (2, 8, 3), np.zeros((2, 6), "i8")
+    answered = np.zeros(shape, "f4")
+    answered[:, 6:, 1] = 1  # nobody asked
+    output = BatchTensor("each", "FP32", shape, answered.tobytes())
+    layout = layout_of(SPECS, (each,))
+    assert measure._right((output,), labels, layout, 6).all()
+
+
+async def test_an_emulated_model_answers_in_the_length_of_its_inputs(tmp_path: Path) -> None:
+    spec = replace(emulated(tmp_path, "cpu,1,0.5,0.6,1,1\ncpu,2,0.5,0.6,1,1\n"), inputs=SPECS, outputs=OUTPUTS)
+    executor = EmulatedExecutor("cpu")
+    profile = await Measurement(executor, spec, Bench(step), None).profile(MODEL, "cpu", 0.5, 2)
+    assert [each.length for each in profile.lengths] == [4, 8]
+    await executor.load(spec)
+    pooled, each = await executor.run(spec.variant, measure.zeros(spec, 2, 8))
+    assert (pooled.shape, each.shape, len(each.data)) == ((2, 3), (2, 8, 3), 2 * 8 * 3 * 4)
+    await executor.close()
+
+
+async def test_a_length_that_there_was_no_time_for_counts_as_the_longest(child: ChildExecutor, tmp_path: Path) -> None:
+    of = replace(MODEL, inputs=SPECS, outputs=OUTPUTS)
+    profile = await Measurement(child, masked(tmp_path), Bench(step), None).profile(of, "cpu", 1e-6, 64)
+    assert profile.batches
+    assert profile.lengths == ()

@@ -12,7 +12,7 @@ import pytest
 
 from modelless.errors import ConfigurationError
 from modelless.specification import EvaluationSource, read_specification
-from modelless.tensors import TensorSpec
+from modelless.tensors import Padding, TensorSpec
 
 GOOD = """
 name = "digits-cnn"
@@ -143,3 +143,82 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
         read_specification(tmp_path / "model.toml")
+
+
+PADDED = """
+name = "intents"
+task = "intents"
+artifact = "model.onnx"
+[inputs.tokens]
+datatype = "INT64"
+shape = [-1, -1]
+padding = { lengths = [16, 32, 64], value = 1, mask = "attention_mask" }
+[inputs.attention_mask]
+datatype = "INT64"
+shape = [-1, -1]
+[outputs.logits]
+datatype = "FP32"
+shape = [-1, -1, 10]
+padding = { axis = 1, follows = "tokens" }
+[evaluation]
+accuracy = 0.9
+"""
+
+
+def test_padding(folder: Path) -> None:
+    specification = read(folder, PADDED)
+
+    assert specification.inputs[0].padding == Padding(1, (16, 32, 64), 1.0, mask="attention_mask")
+    assert specification.inputs[1].padding is None
+    assert specification.outputs[0].padding == Padding(1, follows="tokens")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("{ lengths =", "{ length ="), r"inputs.tokens.padding.length: is not a known field; did you mean lengths\?"),
+        (("[16, 32, 64]", "16"), "inputs.tokens.padding.lengths: must be a list of whole numbers"),
+        (("[16, 32, 64]", "[16.5]"), "inputs.tokens.padding.lengths: must be a list of whole numbers"),
+        (("[16, 32, 64]", "[true]"), "inputs.tokens.padding.lengths: must be a list of whole numbers"),
+        (("[16, 32, 64]", "[64, 16]"), "inputs.tokens.padding.lengths: must be ascending"),
+        (("[16, 32, 64]", "[]"), "inputs.tokens.padding: give either lengths or follows"),
+        (("value = 1", 'value = "x"'), "inputs.tokens.padding.value: must be a number"),
+        (("value = 1", "value = true"), "inputs.tokens.padding.value: must be a number"),
+        (("value = 1", "value = nan"), "inputs.tokens.padding.value: must be a finite number"),
+        (('mask = "attention_mask"', "mask = 1"), "inputs.tokens.padding.mask: must be text"),
+        (('mask = "attention_mask"', 'mask = "other"'), "inputs.tokens.padding.mask: must be one of the inputs"),
+        (("shape = [-1, -1]\npadding", "shape = [-1, 8]\npadding"), "inputs.tokens.padding.axis: .*no free dimension"),
+        (("shape = [-1, -1]\npadding", "shape = [-1, -1, -1]\npadding"), "inputs.tokens.padding.axis: .*several free"),
+        (("axis = 1", "axis = 2"), "outputs.logits.padding.axis: must be that of a free dimension"),
+        (("axis = 1", 'axis = "1"'), "outputs.logits.padding.axis: must be a whole number"),
+        (("{ axis = 1", "{ axis = 1, lengths = [2]"), "outputs.logits.padding: give follows"),
+        (('{ axis = 1, follows = "tokens" }', '"tokens"'), "outputs.logits.padding: must be a table like"),
+    ],
+)
+def test_padding_that_is_wrong(folder: Path, change: tuple[str, str], words: str) -> None:
+    assert change[0] in PADDED
+    with pytest.raises(ConfigurationError, match=words):
+        read(folder, PADDED.replace(*change, 1))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({}, None),
+        ({"attention_mask": np.ones((4, 20), np.int64)}, None),
+        ({"attention_mask": np.ones((4, 21), np.int64)}, "'attention_mask' has length 21"),
+        ({"attention_mask": np.ones((4, 20), np.float32)}, "must be INT64"),
+        ({"tokens": np.ones((4, 65), np.int64)}, "'tokens' has length 65 in dimension 1; at most 64 is taken"),
+        ({"other": np.ones((4, 20), np.int64)}, "must hold the arrays"),
+        ({"tokens": None}, "must hold the arrays"),
+    ],
+)
+def test_evaluation_data_of_rows_that_are_padded(folder: Path, arrays: dict[str, Any], words: str | None) -> None:
+    """A mask need not be among them; the length must be one that is taken."""
+    save(folder / "eval.npz", **({"pixels": None, "tokens": np.ones((4, 20), np.int64)} | arrays))
+    text = PADDED.replace("accuracy = 0.9", 'data = "eval.npz"')
+    if words is None:
+        read(folder, text)
+    else:
+        with pytest.raises(ConfigurationError, match=words):
+            read(folder, text)

@@ -428,7 +428,7 @@ def test_a_shadow_runs_last_and_answers_nobody() -> None:
     assert offsets(runs(queue.poll(0))[0]) == [3]
     queue.ran(1.0)
     assert offsets(runs(queue.poll(1))[0]) == [1, 2]
-    queue.ran(2.0, (7, 8))
+    queue.ran(2.0, [(7,), (8,)])
     (outcome,) = outcomes(queue.poll(2))
     assert (outcome.batch, outcome.final, outcome.rest_ok, outcome.predictions) == (1, True, True, (7, 8))
     assert queue.statistics().unsettled_items == 1, "the query's reply is still being written"
@@ -459,7 +459,7 @@ def test_predictions_are_told_of_a_batch_that_ran_and_was_answered_as_a_whole() 
             settle(queue, answer, 0)
             queue.device(True)
         (run,) = runs(queue.poll(0))
-        queue.ran(1.0, (5, 6)[: len(run.items)])
+        queue.ran(1.0, [(5,), (6,)][: len(run.items)])
         settle(queue, run, 1)
         assert outcomes(queue.poll(1))[-1].predictions == (() if gone else (5, 6))
 
@@ -576,6 +576,19 @@ def test_other_variants_shapes_and_shadows_do_not_join() -> None:
     assert started(queue, 1) == [1]
 
 
+def padded(of: Batch, length: int, cuts: tuple[tuple[int, int], ...] = ()) -> Batch:
+    return replace(of, items=tuple(each._replace(length=1) for each in of.items), length=length, cuts=cuts)
+
+
+def test_what_is_padded_joins_what_is_padded_likewise() -> None:
+    others = [padded(part(1, [item(2)]), 5, ((0, 1),)), padded(part(2, [item(3)]), 4), part(3, [item(4)])]
+    first = padded(part(1, [item(1, 90.0)]), 4, ((0, 1),))
+    assert started(waiting((1, first), *[(2, other) for other in others]), 1) == [1]
+    queue = waiting((1, first), (2, padded(part(1, [item(2)]), 4, ((0, 1),))))
+    (run,) = runs(queue.poll(1))
+    assert (offsets(run), run.length, run.cuts) == ([1, 2], 4, ((0, 1),))
+
+
 @pytest.mark.parametrize("poison", [0, 3, 7])
 @pytest.mark.parametrize("crashes", [False, True])
 def test_who_harms_a_shared_run_is_found_as_in_one_batch(poison: int, crashes: bool) -> None:
@@ -656,10 +669,10 @@ def test_predictions_of_a_shared_run_are_cut_by_batch() -> None:
     asks = replace(part(1, [item(2, 60.0), item(3)]), predicts=True)
     queue = waiting((1, part(1, [item(1, 50.0)])), (2, asks))
     (run,) = runs(queue.poll(1))
-    queue.ran(1.0, (7, 8, 9))
+    queue.ran(1.0, [(7, 7), (8,), (9, 9)])
     settle(queue, run, 2)
     told = {i.link: i.frame for i in queue.poll(2) if isinstance(i, Tell) and isinstance(i.frame, Outcome)}
-    assert (told[1].predictions, told[2].predictions) == ((), (8, 9))
+    assert (told[1].predictions, told[2].predictions) == ((), (8, 9, 9))
 
 
 def test_several_brokers_are_told_what_the_device_has_to_do_and_one_alone_is_not() -> None:
@@ -691,5 +704,7 @@ def test_who_has_work_queued_is_called_to_fill_up_what_waits() -> None:
     queue.poll(0)
     queue.push(1, part(1, [item(2)]))
     assert called(queue, 1) == {2: Call(VARIANT, 7)}
+    queue.push(1, padded(part(2, [item(9)]), 4))
+    assert called(queue, 1) == {2: Call(VARIANT, 7, 4)}
     queue.push(2, part(1, [item(3)]))
     assert called(queue, 2) == {}, "it is the answer"

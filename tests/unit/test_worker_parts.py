@@ -72,7 +72,7 @@ def test_gathered_inputs_are_the_rows_of_the_chosen_items(counts: list[int], dat
     (gathered,) = rows.gather(of, chosen)
     array = np.frombuffer(gathered.data, "<f4").reshape(gathered.shape)
     assert array[:, 0].tolist() == [float(i) for i in chosen for _ in range(counts[i])]
-    parts = rows.split([gathered], [counts[i] for i in chosen])
+    parts = rows.split([gathered], [of.items[i] for i in chosen])
     for index, (part,) in zip(chosen, parts, strict=True):
         assert np.frombuffer(part, "<f4").reshape(-1, 4)[:, 0].tolist() == [float(index)] * counts[index]
 
@@ -159,9 +159,10 @@ def test_a_poisoned_query_is_reported_as_such() -> None:
 
 def test_predictions_are_the_argmax_along_the_last_dimension_row_by_row() -> None:
     logits = np.array([[0, 2, 1], [5, 1, 1]], np.float32)
-    assert rows.predictions([tensor(logits, "y")]) == (1, 0)
-    assert rows.predictions([BatchTensor("y", "INT64", (2,), np.arange(2).tobytes())]) == (), "no classes"
-    assert rows.predictions([]) == ()
+    assert rows.predictions([tensor(logits, "y")], [item(1), item(2)]) == [(1,), (0,)]
+    assert rows.predictions([tensor(logits, "y")], [item(1, rows=2)]) == [(1, 0)]
+    assert rows.predictions([BatchTensor("y", "INT64", (2,), np.arange(2).tobytes())], [item(1, rows=2)]) == []
+    assert rows.predictions([], [item(1)]) == []
     segments = np.zeros((2, 3, 4), np.float32)
     segments[1, 2, 3] = 1
-    assert rows.predictions([tensor(segments, "y")]) == (0, 0, 0, 0, 0, 3)
+    assert rows.predictions([tensor(segments, "y")], [item(1), item(2)]) == [(0, 0, 0), (0, 0, 3)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelless.frames import BatchTensor
+from modelless.padding import Layout
 from modelless.tensors import ITEM_BYTES, TensorSpec
 from workers.formats import FormatError, refuse_foreign
 
@@ -23,6 +25,11 @@ class EmulatedModel:
     load_ms: float
     memory_bytes: int
     outputs: tuple[TensorSpec, ...]
+    layout: Layout | None = None
+
+    def length(self, inputs: Sequence[BatchTensor]) -> int:
+        """That rows are padded to; 1 where they are not."""
+        return 1 if self.layout is None else inputs[self.layout.leader].shape[self.layout.axes[self.layout.leader]]
 
     def latency_ms(self, rows: int) -> float:
         """lat(b) of the next larger profiled size; beyond the largest, in proportion."""
@@ -31,11 +38,13 @@ class EmulatedModel:
             return self.p50_ms[index]
         return self.p50_ms[-1] * rows / self.batch_sizes[-1]
 
-    def answer(self, rows: int) -> tuple[BatchTensor, ...]:
-        """Zeros of the declared shapes; free dimensions are 1."""
+    def answer(self, rows: int, length: int = 1) -> tuple[BatchTensor, ...]:
+        """Zeros of the declared shapes; free dimensions are 1, or what they follow: the ``length`` of the inputs."""
         tensors = []
         for spec in self.outputs:
-            shape = (rows, *(1 if size == -1 else size for size in spec.shape[1:]))
+            follows = 0 if spec.padding is None else spec.padding.axis
+            sizes = [(1 if size == -1 else size) for size in spec.shape]
+            shape = (rows, *(length if axis == follows else size for axis, size in enumerate(sizes) if axis))
             row_bytes = ITEM_BYTES[spec.datatype]
             for size in shape[1:]:
                 row_bytes *= size
@@ -43,7 +52,7 @@ class EmulatedModel:
         return tuple(tensors)
 
 
-def load(path: Path, outputs: tuple[TensorSpec, ...], group: str) -> EmulatedModel:
+def load(path: Path, outputs: tuple[TensorSpec, ...], group: str, layout: Layout | None = None) -> EmulatedModel:
     """Raises FormatError when the table is malformed or has no rows for the group."""
     refuse_foreign(path, ".csv")
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -64,4 +73,5 @@ def load(path: Path, outputs: tuple[TensorSpec, ...], group: str) -> EmulatedMod
         load_ms=table[-1][3],
         memory_bytes=int(table[-1][4] * 2**20),
         outputs=outputs,
+        layout=layout,
     )

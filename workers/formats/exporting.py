@@ -8,6 +8,7 @@ and compared with the network before it is believed (:func:`check_same`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch.export import Dim
 from torch.fx.experimental import _config as symbols
 
+from modelless.padding import layout_of
 from modelless.tensors import NUMPY_DTYPES
 from workers.formats import Array, FormatError, Model, Source
 from workers.formats.torch_module import Network, network
@@ -27,8 +29,10 @@ TOLERANCE = 1e-3
 """Largest difference, as a share of the largest output: reordered float32 sums differ by less."""
 
 
-def example(source: Source, calibration: Mapping[str, Array] | None, rows: int) -> dict[str, Array]:
-    """Inputs of so many rows: the calibration's, or random ones."""
+def example(
+    source: Source, calibration: Mapping[str, Array] | None, rows: int, length: int | None = None
+) -> dict[str, Array]:
+    """Inputs of so many rows: the calibration's, or random ones; if padded, of ``length`` (None: the longest)."""
     rng = np.random.default_rng(0)
     made = {}
     for spec in source.inputs:
@@ -40,7 +44,12 @@ def example(source: Source, calibration: Mapping[str, Array] | None, rows: int) 
             made[spec.name] = (rng.random(shape) < 0.5 if spec.datatype == "BOOL" else rng.random(shape)).astype(
                 NUMPY_DTYPES[spec.datatype]
             )
-    return made
+    layout = layout_of(source.inputs)
+    if layout is None:
+        return made
+    if calibration is None:
+        made |= {spec.name: np.ones_like(made[spec.name]) for spec in layout.made}
+    return layout.stretched(made, length or layout.lengths[-1])
 
 
 def export(
@@ -77,15 +86,17 @@ def to_onnx(source: Source, calibration: Mapping[str, Array] | None, target: Pat
 
 
 def check_same(made: Network, model: Model, source: Source, calibration: Mapping[str, Array] | None) -> None:
-    """Raises FormatError unless the model answers as the network, for several numbers of rows."""
+    """Raises FormatError unless the model answers as the network, for several numbers of rows, and of every length."""
     device = next((weight.device for weight in made.parameters()), torch.device("cpu"))
-    for rows in ROWS_CHECKED:
-        inputs = example(source, calibration, rows)
+    layout = layout_of(source.inputs)
+    for rows, length in product(ROWS_CHECKED, (None,) if layout is None else layout.lengths):
+        inputs = example(source, calibration, rows, length)
         with torch.inference_mode():
             expected = made(*(torch.from_numpy(inputs[spec.name]).to(device) for spec in source.inputs))
         for spec, want, got in zip(source.outputs, expected, model.run(inputs), strict=True):
             if (problem := _difference(want.cpu().numpy(), got)) is not None:
-                raise FormatError(f"built, it answers {rows} rows otherwise than the network: {spec.name!r} {problem}")
+                of = f"{rows} rows" if length is None else f"{rows} rows of length {length}"
+                raise FormatError(f"built, it answers {of} otherwise than the network: {spec.name!r} {problem}")
 
 
 def _difference(want: Array, got: Array) -> str | None:
