@@ -168,9 +168,10 @@ class Selector:
                 price = see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
                 prices[each.id] = price / stretch
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
-        if found is not None and is_urgent and not pays:
-            wait_ms = wait(Class(ANY, found.group, found.team), entry, now_ms) * stretch
-            see(found.group, found.team, wait_ms / slack_ms, now_ms, entry.account)
+        if is_urgent and not pays:  # what it is refused by, or takes, is as scarce as it finds it
+            for each, (_, wait_ms, _) in zip(ranking.classes, bounds, strict=True):
+                if found is None or (each.group, each.team) == (found.group, found.team):
+                    see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
         pays = pays and (found is None or query.prefer == "accuracy")  # else the floor is kept while there is time
         wanting = wanting and ranking.unloaded > 0
         if found is not None and not pays and not wanting:
