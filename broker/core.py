@@ -323,10 +323,10 @@ class Core:
             self._order_by_shares(now_ms)
         self._expire(now_ms)
         self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
-        while refused := self._dispatch_all(now_ms):
-            self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
             self._hedge(hedge, now_ms)
+        while refused := self._dispatch_all(now_ms):
+            self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         if self._shadows:
             idle = [group for group in self.groups.values() if not any(group.queues.values())]
             batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)

@@ -10,8 +10,8 @@ What runs for longer than it should is expected to take as long again (as with a
 new work, and
 
 * what it was sent is **recalled**: the worker gives back what has not started, which cannot be answered twice;
-* what is not given back, since it runs or since the worker hangs, is **hedged**: sent to a second worker as well, which
-  has room while nothing waits for it. That is as late as is safe, since most stalls end by themselves: at half the time
+* what is not given back, since it runs or since the worker hangs, is **hedged**: sent to a second worker as well, as
+  soon as that has room. That is as late as is safe, since most stalls end by themselves: at half the time
   from the stall's beginning to the deadline, when the first one will probably be late, or sooner where the second one
   needs more time than is left then. The first outcome counts; the other worker is told to answer no more
   (:class:`modelless.frames.Recall`).
@@ -125,7 +125,7 @@ class Stragglers:
         return recalls
 
     def hedges(self, groups: Iterable[Group], now_ms: float) -> list[Hedge]:
-        """To be asked after batches were sent: who has room now has nothing else to do."""
+        """To be asked before batches are sent: what is due for so long is more urgent than what waits."""
         hedges: list[Hedge] = []
         self.wake_ms = inf
         taken: set[str] = set()
@@ -133,14 +133,19 @@ class Stragglers:
             slack_ms = self._slack_ms.get(group.name, SLACK_MS)
             for worker, peers in _straggling(group, now_ms):
                 for sent in worker.sent.values():
-                    able = [peer for peer in peers if sent.candidate.variant in peer.ready and peer.has_room(now_ms)]
-                    idle = next((peer for peer in able if peer.incarnation not in taken), None)
                     entries = self._due(sent, _since_ms(worker), slack_ms, now_ms)
-                    if idle is not None and entries:
-                        taken.add(idle.incarnation)
+                    if not entries:
+                        continue
+                    able = [peer for peer in peers if sent.candidate.variant in peer.ready]
+                    free = [peer for peer in able if peer.has_room(now_ms) and peer.incarnation not in taken]
+                    if free:
+                        taken.add(free[0].incarnation)
                         self._tokens -= len(entries)
                         self._statistics.hedged += len(entries)
-                        hedges.append(Hedge(sent, idle, entries))
+                        hedges.append(Hedge(sent, free[0], entries))
+                    else:
+                        rooms_ms = [peer.room_ms for peer in able if peer.room_ms > now_ms]
+                        self.wake_ms = min(self.wake_ms, *rooms_ms, inf)
         return hedges
 
     # --- inside -------------------------------------------------------------------------------------------------------
