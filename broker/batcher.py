@@ -257,21 +257,13 @@ def padded_rows_max(candidate: Candidate, signature: Signature) -> int:
 def concatenated(
     inputs: Sequence[tuple[Tensor, ...]], rows: int, layout: Layout | None = None, length: int = 0
 ) -> tuple[BatchTensor, ...]:
-    """Several queries' inputs, ``rows`` in all, along the rows: in raw bytes that is putting one behind another.
+    """Several queries' inputs, ``rows`` in all, along the rows.
 
     With a ``layout``, each row is padded to ``length`` before.
     """
     if layout is not None:
         return layout.join(inputs, rows, length)
-    return tuple(
-        BatchTensor(
-            first.name,
-            first.datatype,
-            (rows, *first.shape[1:]),
-            first.data if len(inputs) == 1 else b"".join([tensors[index].data for tensors in inputs]),
-        )
-        for index, first in enumerate(inputs[0])
-    )
+    return tuple([BatchTensor.joined(parts, rows) for parts in zip(*inputs, strict=True)])
 
 
 class Tightness:

@@ -32,11 +32,12 @@ and drops the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from modelless.messages import RecordId
+from modelless.tensors import Tensor
 
 LINK_VERSION = 3
 FRAME_BYTES_MAX = 64 * 1024 * 1024
@@ -159,6 +160,13 @@ class BatchTensor(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     data: bytes | memoryview
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tensor | BatchTensor], rows: int) -> BatchTensor:
+        """Several queries' values of one input, ``rows`` in all: in raw bytes that is putting one behind another."""
+        first = parts[0]
+        data = first.data if len(parts) == 1 else b"".join([part.data for part in parts])
+        return cls(first.name, first.datatype, (rows, *first.shape[1:]), data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,14 +150,13 @@ class Layout:
         joined = []
         for index, axis in enumerate(self.axes):
             parts = [inputs[index] for inputs in queries]
-            first = parts[0]
-            shape = (rows, *_with(first.shape, axis, length)[1:])
-            data: bytes | memoryview
             if axis and any(part.shape[axis] != length for part in parts):
+                first = parts[0]
+                shape = (rows, *_with(first.shape, axis, length)[1:])
                 data = _padded(parts, shape, axis, self.values[index])
+                joined.append(BatchTensor(first.name, first.datatype, shape, data))
             else:
-                data = first.data if len(parts) == 1 else b"".join([part.data for part in parts])
-            joined.append(BatchTensor(first.name, first.datatype, shape, data))
+                joined.append(BatchTensor.joined(parts, rows))
         return tuple(joined)
 
 

@@ -51,15 +51,8 @@ def joined(parts: Sequence[tuple[BatchTensor, ...]]) -> tuple[BatchTensor, ...]:
     """Inputs of one kind, one behind another."""
     if len(parts) == 1:
         return parts[0]
-    return tuple(
-        BatchTensor(
-            columns[0].name,
-            columns[0].datatype,
-            (sum([column.shape[0] for column in columns]), *columns[0].shape[1:]),
-            b"".join([column.data for column in columns]),
-        )
-        for columns in zip(*parts, strict=True)
-    )
+    columns = [(column, sum([tensor.shape[0] for tensor in column])) for column in zip(*parts, strict=True)]
+    return tuple([BatchTensor.joined(column, rows) for column, rows in columns])
 
 
 def split(
