@@ -560,10 +560,7 @@ class Core:
             if len(queues) > 1 and not self.catalog.labels:
                 queue = gathered(queue, queues, worker, start_ms, block_ms, self.catalog, self._prices)
             rows = batch_rows(queue, start_ms, block_ms)
-            of, front_ms = queue.candidate, queue.front_ms
-            waiting = sum([each.rows_before(front_ms) for each in queues])
-            price = self._prices.of(of.group, of.team, queue.head.account)
-            spoils = rows > 0 and spoils_batch(queue, rows, waiting, block_ms, price)
+            spoils = rows > 0 and spoils_batch(queue, queues, rows, block_ms, self._prices)
             if rows and not spoils:
                 self._send(worker, queue, queue.take(rows, start_ms), block_ms, now_ms)
                 if not worker.has_room(now_ms):
@@ -705,9 +702,10 @@ class Core:
             worker.settle(frame.batch, frame.execute_ms, now_ms)
             if frame.rest_ok:
                 self._settle_ok(sent, now_ms)
-            for entry in sent.entries.values():  # a worker that forgets is a worker that gave back
-                if entry.state is State.SENT:
-                    self._again(sent, entry, now_ms, attempted=True)
+            else:
+                for entry in sent.entries.values():  # a worker that forgets is a worker that gave back
+                    if entry.state is State.SENT:
+                        self._again(sent, entry, now_ms, attempted=True)
         self._stragglers.expect(worker)
         if sent.others:
             self._instructions += [CancelSent(*recall) for recall in self._stragglers.unwanted(sent)]

@@ -98,7 +98,7 @@ class Worker:
     def told(self, backlog: Backlog, now_ms: float) -> None:
         """What the device has to do; what was sent after the batch that the worker names comes on top."""
         self.is_shared, self.others_ms = True, backlog.others_ms
-        self.lead_ms = max(LEAD_MS, LEAD_SHARE * backlog.ends_in_ms)
+        self.lead_ms = _lead_ms(backlog.ends_in_ms)
         sent_ms = sum([sent.cost_ms for sent in self.sent.values() if sent.batch > backlog.batch])
         self.ends_ms = now_ms + backlog.ends_in_ms + sent_ms
         self._changed()
@@ -174,5 +174,10 @@ class Worker:
         elif self.unsettled_ms >= self.window_ms:
             self.room_ms = NEVER
         else:
-            self.room_ms = self.ends_ms - max(LEAD_MS, LEAD_SHARE * next(reversed(self.sent.values())).cost_ms)
+            self.room_ms = self.ends_ms - _lead_ms(next(reversed(self.sent.values())).cost_ms)
         self.on_change()
+
+
+def _lead_ms(cost_ms: float) -> float:
+    """How long before the end of what takes so long the next batch may be sent."""
+    return max(LEAD_MS, LEAD_SHARE * cost_ms)

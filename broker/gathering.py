@@ -105,23 +105,26 @@ def is_current(candidate: Candidate, catalog: Catalog) -> bool:
     return served is not None and served.key == candidate.model.key
 
 
-def spoils_batch(queue: VariantQueue, rows: int, waiting: int, block_ms: float, price: float) -> bool:
+def spoils_batch(
+    queue: VariantQueue, queues: Sequence[VariantQueue], rows: int, block_ms: float, prices: Prices
+) -> bool:
     """Whether the head has so little time left that its batch would be small, and that costs more than it is worth.
 
     Behind it in the same batch run ``rows`` less its own, which could run in a full one instead; what the batch takes
-    longer than that is the head's own device time, at the ``price`` of a millisecond. It goes elsewhere, if anywhere
+    longer than that is the head's own device time, at the price of a millisecond. It goes elsewhere, if anywhere
     (early drop, as in Nexus, SOSP 2019, section 6.3, by price). Without that, a device that once fell behind runs
     batches of one for ever.
     """
-    head, table = queue.head, queue.table
-    if head.deadline_ms is None or waiting <= rows:
+    head, of, table = queue.head, queue.candidate, queue.table
+    front_ms = queue.front_ms
+    if head.deadline_ms is None or sum([each.rows_before(front_ms) for each in queues]) <= rows:
         return False
     latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
     full = table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
     if rows >= full:
         return False
     head_ms = table.p50_ms(rows) - (rows - head.rows) * table.p50_ms(full) / full
-    return queue.candidate.accuracy_low * head.rows < price * head_ms
+    return of.accuracy_low * head.rows < prices.of(of.group, of.team, head.account) * head_ms
 
 
 def may_join(entry: Entry, candidate: Candidate) -> bool:

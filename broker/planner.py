@@ -415,13 +415,15 @@ def _quickest(group: _Group, default: Set[str], demand: Sequence[Demanded]) -> l
 
     While nothing is known to be asked for: of each task.
     """
-    items = [each for each in group.items if each.model.key in default]
+    of_task: dict[str, list[Item]] = defaultdict(list)
+    for each in sorted(group.items, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant)):
+        if each.model.key in default:
+            of_task[each.model.task].append(each)
     asked = [(each.task, 0.0 if each.degrades else each.accuracy_min, each.rows_per_second) for each in demand]
     rates: dict[str, float] = defaultdict(float)
-    for task, floor, rate in asked or [(task, 0.0, 0.0) for task in sorted({each.model.task for each in items})]:
-        able = [each for each in items if each.model.task == task and each.point.accuracy >= floor]
-        if able:
-            quickest = min(able, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant))
+    for task, floor, rate in asked or [(task, 0.0, 0.0) for task in sorted(of_task)]:
+        quickest = next((each for each in of_task.get(task, ()) if each.point.accuracy >= floor), None)
+        if quickest is not None:
             rates[quickest.variant] += rate
     return sorted(rates, key=lambda variant: (-rates[variant], variant))
 
