@@ -12,6 +12,10 @@ INSTALLED := $(VENV)/.installed
 # Arguments for the program behind a target: make demo ARGS="--seconds 60", make test ARGS="-k codec"
 ARGS ?=
 
+# Compiled modules are kept whatever the environment says: tests and demo start many processes that import torch, which
+# takes three seconds longer from source.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check bench clean
 
