@@ -177,11 +177,13 @@ async def test_emulated_waits_as_its_table_says(tmp_path: Path) -> None:
     spec = LoadSpec("e:1/emulated", "emulated", table, (X,), (Y,))
     await executor.load(spec)
     for rows, expected_ms in ((1, 5.0), (3, 20.0), (8, 20.0), (16, 40.0)):
-        started_s = time.monotonic()
-        (output,) = await executor.run(spec.variant, (tensor(np.ones((rows, 4), "f4")),))
-        waited_ms = (time.monotonic() - started_s) * 1000
-        assert output.shape == (rows, 4)
-        assert expected_ms <= waited_ms < expected_ms + 30
+        waited_ms = []
+        for _ in range(3):  # somebody else may have the core for a while
+            started_s = time.monotonic()
+            (output,) = await executor.run(spec.variant, (tensor(np.ones((rows, 4), "f4")),))
+            waited_ms.append((time.monotonic() - started_s) * 1000)
+            assert output.shape == (rows, 4)
+        assert expected_ms <= min(waited_ms) < expected_ms + 30
     assert (await executor.memory()).rss_bytes == 100 * 2**20
     with pytest.raises(ExecutionError, match="rows for group 'tpu'"):
         await EmulatedExecutor("tpu").load(spec)

@@ -43,6 +43,6 @@ def test_ten_thousand_take_a_moment() -> None:
     draw = np.random.default_rng(0)
     accuracy = np.sort(draw.random(10_000))
     points = [Point(float(a), float(a), float(b)) for a, b in zip(accuracy, draw.random(10_000), strict=True)]
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     assert len(frontier(points)) == 10_000
-    assert time.perf_counter() - started_s < 1.0
+    assert time.process_time() - started_s < 1.0

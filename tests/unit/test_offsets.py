@@ -150,11 +150,11 @@ def test_one_that_waits_for_long_costs_neither_memory_nor_time() -> None:
     assert (base, len(metadata) < METADATA_CHARACTERS_MAX) == (0, True)
     successor = PartitionOffsets(base, metadata)
     assert read(successor, 0, 1, 399_999, 400_000) == [0, 400_000]
-    before_s = time.perf_counter()
+    before_s = time.process_time()
     for _ in range(10):
         offsets.commit()
         successor.commit()
-    assert time.perf_counter() - before_s < 2
+    assert time.process_time() - before_s < 2
 
 
 class Owners(RuleBasedStateMachine):

@@ -478,13 +478,13 @@ def test_a_thousand_variants_on_fifty_workers_are_planned_in_time() -> None:
     ]
     fleet = [worker(f"cpu-{number:02}", memory_mb=4000, builders=BUILDERS) for number in range(50)]
     play = Play(models, profiles, fleet)
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     play.next()
-    took_s = time.perf_counter() - began_s
+    took_s = time.process_time() - began_s
     assert play.plan is not None
     assert len(play.plan.workers["cpu-00"].load) == 200
     assert len(play.plan.reasons) == REASONS_MAX
-    assert took_s < 2.0, "about 0.1 s on an idle core"
+    assert took_s < 2.0, "about 0.1 s on a core of its own"
 
 
 @pytest.mark.parametrize("names", [("b", "a"), ("a", "b")])

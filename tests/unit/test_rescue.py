@@ -202,9 +202,9 @@ def test_a_stretch_ends_within_a_huge_batch_and_goes_on_there() -> None:
 
 def test_150_000_headers_do_not_hold_up_the_loop() -> None:
     data = with_bad_header_key([Record(b"x", None, [("a", b"b")] * 150_000)], 0)
-    started = time.perf_counter()
+    started_s = time.process_time()
     stretch = read(data)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started_s < 0.5
     item = stretch.items[0]
     assert isinstance(item, Unreadable)
     assert item.reason == "150001 headers are too many"
