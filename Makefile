@@ -41,8 +41,9 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 demo: $(INSTALLED)  ## Train a family of models and serve real images through real Kafka (a few minutes)
 	$(BIN)/modelless demo $(ARGS)
 
+# In two processes (see tests/conftest.py); a debugger wants one: ARGS="-n 0 --pdb"
 test: $(INSTALLED)  ## Run all tests; ends with what was skipped, and why
-	$(BIN)/python -m pytest -rsxX --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n 2 -rsxX --durations=10 $(ARGS)
 
 check: $(INSTALLED)  ## Lint, format check and strict types
 	$(BIN)/ruff check .

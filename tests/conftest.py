@@ -9,6 +9,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from modelless.config import Config, load_config
 from modelless.embedded import EmbeddedKafka
@@ -17,6 +19,33 @@ from modelless.topic_settings import create_missing
 
 hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("shared")
+
+
+ON_KAFKA = ("kafka", "faults")
+"""Folders of what runs on the session's Kafka node, in the order in which it does; what is near a deadline comes last,
+when the other process may have nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {folder: place for place, folder in enumerate(ON_KAFKA)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(ON_KAFKA)))
+
+
+class _KafkaInOneProcess(LoadFileScheduling):
+    """One of the processes has all that needs Kafka, from the beginning; the files of the rest go to the others.
+
+    So there is one node, no two systems are beside each other on it, and while they wait somebody computes.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(super()._split_scope(nodeid))
+        return "kafka" if path.parent.name in ON_KAFKA else str(path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _KafkaInOneProcess:
+    config.option.loadscopereorder = False
+    return _KafkaInOneProcess(config, log)
 
 
 def _free_port() -> int:
