@@ -12,6 +12,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from modelless import registration
 from modelless.config import Config, load_config
 from modelless.embedded import EmbeddedKafka
 from modelless.kafka import make_admin
@@ -19,6 +20,7 @@ from modelless.topic_settings import create_missing
 
 hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("shared")
+registration.NOBODY_S = 60.0  # likewise: brokers and workers take their time to start on one
 
 
 ON_KAFKA = ("kafka", "faults")
