@@ -25,15 +25,21 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from broker.fairness import crowding
 from broker.ledger import Ledger
+from broker.pace import Fetch, Pace
 from broker.rescue import Unreadable, read_raw
 from modelless.config import Config
-from modelless.kafka import make_admin, make_client, make_consumer, raise_if_cancelled, stop_within
+from modelless.kafka import ask_for, make_admin, make_client, make_consumer, raise_if_cancelled, stop_within
 
 _log = structlog.get_logger(__name__)
 
-RECORDS_MAX = 64
-"""Records per turn of the event loop: a few milliseconds of decoding, so that devices are fed meanwhile."""
+RECORDS_MAX = 256
+"""Records per turn of the event loop. So many are only there when a backlog is, and what goes on together is cheaper;
+it takes some ten milliseconds, so that devices are fed meanwhile."""
+FETCH_MAX_WAIT_MS = 100
+"""Longest wait of a fetch at Kafka."""
 FETCH_WAIT_MS = 200
+GATHER_WAIT_MS = 20
+"""Longest wait for a fetch that lets records gather: then nothing comes any more."""
 SETTLE_S_MAX = 3.0
 """Before partitions are given up: longest wait for what workers have of them."""
 COMMIT_TIMEOUT_S = 5.0
@@ -46,7 +52,8 @@ Records = Mapping[TopicPartition, Sequence[ConsumerRecord]]
 class Sink(Protocol):
     """What the reader tells the broker."""
 
-    def read(self, records: Iterable[ConsumerRecord]) -> None: ...
+    def read(self, records: Iterable[ConsumerRecord]) -> float:
+        """Returns how long after its arrival the most urgent of them has to be answered, ms."""
 
     def withdraw(self, partitions: list[tuple[str, int]]) -> None: ...
 
@@ -72,6 +79,9 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._commit_lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = 0
+        self._more = False
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(Fetch(1, FETCH_MAX_WAIT_MS))
         self.paused = False
         self.commit_failures = 0
 
@@ -81,7 +91,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             group_id=self._group_id,
             group_instance_id=self._instance_id,
             max_poll_interval_ms=24 * 3600 * 1000,  # reading stops for as long as the broker is full
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
         )
         self._consumer.subscribe(topics=sorted(topics), listener=self)
         await self._consumer.start()
@@ -211,7 +221,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         while True:
             await self._room()
             await self._owned.wait()
-            generation = self._generation
+            generation, gathered = self._generation, self._pace.gathers
             try:
                 batches = await self._next(self._consumer)
             except (Exception, asyncio.CancelledError) as error:  # whatever a decoder or a codec raises
@@ -226,11 +236,21 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._owned.wait()
                 self._seek_back()
                 continue
-            for records in batches.values():
-                self._sink.read(records)
+            self._deliver(self._consumer, batches)
             await asyncio.sleep(0)  # aiokafka does not yield while it has records
-            if not batches:
+            if not batches and not gathered:
                 await self._pass_gaps()
+
+    def _deliver(self, consumer: AIOKafkaConsumer, batches: Records) -> None:
+        """Hand on what was read; the next fetch has not been sent yet."""
+        slack_ms, number, size_bytes = float("inf"), 0, 0
+        for records in batches.values():
+            slack_ms = min(slack_ms, self._sink.read(records))
+            number += len(records)
+            size_bytes += sum([record.serialized_value_size for record in records])
+        self._more = number >= RECORDS_MAX
+        self._pace.read(number, size_bytes, slack_ms, self._loop.time() * 1000)
+        ask_for(consumer, *self._pace.next)
 
     async def _next(self, consumer: AIOKafkaConsumer) -> Records:
         """Records of one topic, of another one the next time; none if there are none for a while."""
@@ -242,14 +262,15 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             await self.settled()
             return {}
         found: Records = {}
-        self._turn += 1
-        for number in range(len(readable)):
-            if len(readable) > 1 and not found:
+        if self._more and len(readable) > 1:  # none of the others is kept waiting by what is left of one
+            self._turn += 1
+            for number in range(len(readable)):
                 topic = readable[(self._turn + number) % len(readable)]
-                found = await consumer.getmany(*topics[topic], timeout_ms=0, max_records=RECORDS_MAX)
+                found = found or await consumer.getmany(*topics[topic], timeout_ms=0, max_records=RECORDS_MAX)
         if not found:
             everything = [partition for topic in readable for partition in topics[topic]]
-            found = await consumer.getmany(*everything, timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_MAX)
+            timeout_ms = GATHER_WAIT_MS if self._pace.gathers else FETCH_WAIT_MS
+            found = await consumer.getmany(*everything, timeout_ms=timeout_ms, max_records=RECORDS_MAX)
         return found
 
     def _readable(self, topics: Collection[str]) -> list[str]:

@@ -201,14 +201,15 @@ class Broker:
 
     # --- records in -----------------------------------------------------------------------------------------------
 
-    def read(self, records: Iterable[ConsumerRecord]) -> None:
+    def read(self, records: Iterable[ConsumerRecord]) -> float:
         """The reader has records of one partition, in order."""
-        now_ms = self._clock.now_ms()
+        now_ms, slack_ms = self._clock.now_ms(), float("inf")
         for record in records:
             source = self._arrived(record, now_ms)
             if source is not None:
-                self._take(source, now_ms)
+                slack_ms = min(slack_ms, self._take(source, now_ms))
         self.kick()
+        return slack_ms
 
     def _arrived(self, record: ConsumerRecord, now_ms: float) -> Source | None:
         """None for a record that needs no work."""
@@ -222,11 +223,13 @@ class Broker:
             arrival_ms = min(arrival_ms, now_ms) if arrival_ms >= 0 else now_ms
         return Source(name, record.key, record.value, record.headers, arrival_ms)
 
-    def _take(self, source: Source, now_ms: float, *, final: bool = False) -> None:
+    def _take(self, source: Source, now_ms: float, *, final: bool = False) -> float:
+        """Returns how long after its arrival it has to be answered, ms."""
         result = self._intake.read(source)
         match result:
-            case Entry():
+            case Entry(latency_deadline_ms=deadline_ms):
                 self._core.admit(result, now_ms)
+                return float("inf") if deadline_ms is None else deadline_ms - source.arrival_ms
             case Dead(code="NOT_FOUND") if (
                 not final and len(self._held) < HELD_MAX
             ):  # a reply topic that we have not heard of yet, perhaps
@@ -234,6 +237,7 @@ class Broker:
                 self._metadata_wanted.set()
             case _:
                 self._carry_out(result)
+        return float("inf")
 
     def _carry_out(self, refused: Dead | Refusal) -> None:
         self._core.statistics.malformed += 1
