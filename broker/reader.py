@@ -35,6 +35,8 @@ _log = structlog.get_logger(__name__)
 RECORDS_MAX = 256
 """Records per turn of the event loop. So many are only there when a backlog is, and what goes on together is cheaper;
 it takes some ten milliseconds, so that devices are fed meanwhile."""
+ROOM_SHARE = 1 / 16
+"""Of the broker's room, that one turn may take: less than what a flood leaves to others."""
 FETCH_MAX_WAIT_MS = 100
 """Longest wait of a fetch at Kafka."""
 FETCH_WAIT_MS = 200
@@ -79,6 +81,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._commit_lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = 0
+        self._records_max = max(1, min(RECORDS_MAX, int(config.broker.in_flight_max * ROOM_SHARE)))
         self._more = False
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(Fetch(1, FETCH_MAX_WAIT_MS))
@@ -248,7 +251,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             slack_ms = min(slack_ms, self._sink.read(records))
             number += len(records)
             size_bytes += sum([record.serialized_value_size for record in records])
-        self._more = number >= RECORDS_MAX
+        self._more = number >= self._records_max
         self._pace.read(number, size_bytes, slack_ms, self._loop.time() * 1000)
         ask_for(consumer, *self._pace.next)
 
@@ -266,11 +269,11 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             self._turn += 1
             for number in range(len(readable)):
                 topic = readable[(self._turn + number) % len(readable)]
-                found = found or await consumer.getmany(*topics[topic], timeout_ms=0, max_records=RECORDS_MAX)
+                found = found or await consumer.getmany(*topics[topic], timeout_ms=0, max_records=self._records_max)
         if not found:
             everything = [partition for topic in readable for partition in topics[topic]]
             timeout_ms = GATHER_WAIT_MS if self._pace.gathers else FETCH_WAIT_MS
-            found = await consumer.getmany(*everything, timeout_ms=timeout_ms, max_records=RECORDS_MAX)
+            found = await consumer.getmany(*everything, timeout_ms=timeout_ms, max_records=self._records_max)
         return found
 
     def _readable(self, topics: Collection[str]) -> list[str]:
