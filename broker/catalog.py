@@ -237,7 +237,8 @@ class Catalog:
         self._profiles_of_model: dict[str, dict[str, Profile]] = defaultdict(dict)
         self._candidates_of_model: dict[str, dict[str, Candidate]] = defaultdict(dict)
         self._ready: dict[str, frozenset[str]] = {}
-        self._observed: set[Candidate] = set()
+        self._observed: dict[Candidate, None] = {}
+        """In the order in which they were; a set's would be another one in every process."""
         self._usual: dict[str, UsualOfGroup] = defaultdict(UsualOfGroup)
         self._ranked_by: dict[str, Usual | None] = {}
         self._tasks: dict[str, Target] = {}
@@ -349,11 +350,11 @@ class Catalog:
 
     def observed(self, candidate: Candidate) -> None:
         """Its table learned something, and may forget it later."""
-        self._observed.add(candidate)
+        self._observed[candidate] = None
 
     def ran(self, candidate: Candidate, rows: int, now_ms: float) -> None:
         """A batch of so many rows ran; the candidate's table knows of it already."""
-        self._observed.add(candidate)
+        self._observed[candidate] = None
         self._usual[candidate.group].ran(rows, candidate.table.scale, now_ms)
 
     def usual(self, now_ms: float) -> dict[str, Usual]:
@@ -373,14 +374,14 @@ class Catalog:
         for group in self._usual:
             if _differ(usual.get(group), self._ranked_by.get(group)):
                 self._ranked_by[group] = usual.get(group)
-                self._observed.update(each for each in self._candidates.values() if each.group == group)
+                self._observed |= dict.fromkeys([each for each in self._candidates.values() if each.group == group])
         ranked = 0
         for candidate in list(self._observed):
             if self._candidates.get(candidate.key) is not candidate:
-                self._observed.discard(candidate)
+                self._observed.pop(candidate, None)
             elif not candidate.is_outdated(usual.get(candidate.group), now_ms):
                 if candidate.table.scale == 1.0:
-                    self._observed.discard(candidate)
+                    self._observed.pop(candidate, None)
             elif ranked < RANKED_MAX:
                 ranked += 1
                 targets = self._targets_of(candidate)
@@ -485,7 +486,7 @@ class Catalog:
         if after is not None:
             siblings[key] = after
             if before in self._observed:
-                self._observed.add(after)
+                self._observed[after] = None
         for target in self._targets_of(of):
             target.replace(before, after)
         self._serve(of.model.name)

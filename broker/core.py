@@ -52,9 +52,6 @@ LATE_TURN_MS = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
 RANK_INTERVAL_MS = 250.0
 """So often candidates are ranked by what their tables have learned."""
-DEMAND_INTERVAL_MS = 10.0
-DEMAND_ENDS_MS = 500.0
-"""Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 WANT_TURNS = 4
 """One in so many that have a choice is asked what would be better if it were loaded, and stands for the rest."""
 
@@ -321,28 +318,44 @@ class Core:
         self._polled_ms = now_ms
         if self._fairness.several:
             self._order_by_shares(now_ms)
-        self._expire(now_ms)
-        self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
-        for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
-            self._hedge(hedge, now_ms)
-        while refused := self._dispatch_all(now_ms):
-            self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
+        is_due = self._is_due(now_ms)
+        if is_due:
+            self._expire(now_ms)
+            self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
+            for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
+                self._hedge(hedge, now_ms)
+            while refused := self._dispatch_all(now_ms):
+                self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         if self._shadows:
             idle = [group for group in self.groups.values() if not any(group.queues.values())]
             batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)
             self._instructions += [Send(worker, batch) for worker, batch in batches]
-        self._announce_demand(now_ms)
+        if is_due:
+            self._announce_demand(now_ms)
         instructions, self._instructions = self._instructions, []
         return instructions
 
+    def _is_due(self, now_ms: float) -> bool:
+        """Whether anything is due besides what is asked at every poll: seldom, as queries come one by one."""
+        if self._parked and self._parked[0][0] <= now_ms:
+            return True
+        for group in self.groups.values():  # noqa: SIM110 (quicker)
+            if group.due_ms <= now_ms:
+                return True
+        return False
+
     def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
-        wake_ms = min(self._parked[0][0] if self._parked else NEVER, self._stragglers.wake_ms)
+        wake_ms, polled_ms = self._stragglers.wake_ms, self._polled_ms
+        if self._parked and self._parked[0][0] < wake_ms:
+            wake_ms = self._parked[0][0]
         for group in self.groups.values():
-            wake_ms = min(wake_ms, group.head_ms)
-            for at_ms in (group.send_ms, group.overdue_ms):
-                if self._polled_ms < at_ms < wake_ms:
-                    wake_ms = at_ms
+            next_ms = group.next_ms
+            if next_ms <= polled_ms:
+                again_ms = [at_ms for at_ms in (group.send_ms, group.overdue_ms) if at_ms > polled_ms]
+                next_ms = min([group.head_ms, *again_ms])
+            if next_ms < wake_ms:
+                wake_ms = next_ms
         return wake_ms
 
     # --- for those who look ---------------------------------------------------------------------------------------
@@ -670,17 +683,9 @@ class Core:
     def _announce_demand(self, now_ms: float) -> None:
         """To each group's workers, when it changed."""
         for group in self.groups.values():
-            if not group.workers or not (group.queues or group.told_backlog_ms):
-                continue
-            patience_ms = DEMAND_INTERVAL_MS if group.queues else DEMAND_ENDS_MS
-            if group.told_backlog_ms and now_ms - group.told_ms < patience_ms:
-                continue
-            backlog_ms = group.backlog_ms
-            if backlog_ms == group.told_backlog_ms:
-                continue
-            group.told_ms, group.told_backlog_ms = now_ms, backlog_ms
-            demand = frames.Demand(backlog_ms, None if group.head_ms == NEVER else group.head_ms)
-            self._instructions += [TellDemand(worker, demand) for worker in group.workers.values()]
+            demand = group.demand(now_ms)
+            if demand is not None:
+                self._instructions += [TellDemand(worker, demand) for worker in group.workers.values()]
 
     # --- what workers say -----------------------------------------------------------------------------------------
 

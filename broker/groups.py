@@ -11,6 +11,11 @@ from typing import NamedTuple
 from broker.batcher import BEHIND_MS, NEVER, RUN_SHARE, Tightness, VariantQueue
 from broker.catalog import Candidate, Signature
 from broker.devices import Worker
+from modelless.frames import Demand
+
+DEMAND_INTERVAL_MS = 10.0
+DEMAND_ENDS_MS = 500.0
+"""Demand is told at once when it begins and taken back only after so long: it comes in waves."""
 
 
 class _Team(NamedTuple):
@@ -33,7 +38,7 @@ class Group:
         """By incarnation."""
         self.queues: dict[tuple[str, Signature], VariantQueue] = {}
         self.tightness = Tightness()
-        self.told_ms = self.told_backlog_ms = 0.0
+        self._told_ms = self._told_backlog_ms = 0.0
         """When its workers were told how much waits for them, and how much it was."""
         self._crews: list[list[Worker]] = []
         self._teams: dict[frozenset[str], _Team] = {}
@@ -47,7 +52,9 @@ class Group:
         """What somebody waits in, until a queue has another head; so is the next one."""
         self._head_ms: float | None = None
         self._send_ms: float | None = None
-        """Until either is said."""
+        """Until either is said; so are the next two."""
+        self._next_ms: float | None = None
+        self._due_ms: float | None = None
         self._may_be_empty = False
         self._ahead_ms: list[float] | None = None
         """Of each crew, for the place and the instant asked for last, until anything is said."""
@@ -86,16 +93,17 @@ class Group:
     def drop_empty(self) -> None:
         """Shapes of rows are the senders' choice: a queue is there while somebody waits in it."""
         if self._may_be_empty:
-            self._may_be_empty = False
+            self._may_be_empty, self._due_ms = False, None
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:
         self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
+        self._next_ms = self._due_ms = None
 
     def _queue_changed(self, *, head: bool) -> None:
         self._ahead_ms = None
         if head:
-            self._waiting = self._head_ms = self._send_ms = None
+            self._waiting = self._head_ms = self._send_ms = self._next_ms = self._due_ms = None
             self._may_be_empty = True
 
     # --- what follows ---------------------------------------------------------------------------------------------
@@ -134,6 +142,39 @@ class Group:
             ]
             self._overdue_ms = min([worker.overdue_ms for worker in workers], default=NEVER)
         return self._overdue_ms
+
+    @property
+    def next_ms(self) -> float:
+        """The first of these three."""
+        if self._next_ms is None:
+            self._next_ms = min(self.head_ms, self.send_ms, self.overdue_ms)
+        return self._next_ms
+
+    @property
+    def due_ms(self) -> float:
+        """From when on there may be something to do, if nothing is said before."""
+        if self._due_ms is None:
+            self.drop_empty()
+            self._due_ms = min(self.next_ms, self._tell_ms)
+        return self._due_ms
+
+    @property
+    def _tell_ms(self) -> float:
+        """From when on its workers are to be told of what waits."""
+        if not self.workers or not (self.queues or self._told_backlog_ms):
+            return NEVER
+        patience_ms = DEMAND_INTERVAL_MS if self.queues else DEMAND_ENDS_MS
+        return self._told_ms + patience_ms if self._told_backlog_ms else -NEVER
+
+    def demand(self, now_ms: float) -> Demand | None:
+        """What its workers are to be told now of what waits for them; None: nothing new."""
+        if now_ms < self._tell_ms:
+            return None
+        backlog_ms = self.backlog_ms
+        if backlog_ms == self._told_backlog_ms:
+            return None
+        self._told_ms, self._told_backlog_ms, self._due_ms = now_ms, backlog_ms, None
+        return Demand(backlog_ms, None if self.head_ms == NEVER else self.head_ms)
 
     @property
     def backlog_ms(self) -> float:
