@@ -182,7 +182,8 @@ class VariantQueue:
 
     def ahead_ms(self, before_ms: float, block_ms: float = NEVER) -> float:
         """Predicted time to work off what would run before a new entry at that place, in batches of its size."""
-        rows = self.rows_before(before_ms)
+        waiting = self._waiting
+        rows = self.rows if waiting and before_ms >= waiting[-1][0] else self.rows_before(before_ms)
         if not rows:
             return 0.0
         if block_ms != self._block_ms:
@@ -275,16 +276,19 @@ class Tightness:
 
     def observe(self, latency_ms: float, now_ms: float) -> None:
         """A query was admitted that allows so long from its log time."""
-        self._turn(now_ms)
-        self._this_ms = min(self._this_ms, latency_ms)
+        if now_ms >= self._period_ends_ms:
+            self._turn(now_ms)
+        if latency_ms < self._this_ms:
+            self._this_ms = latency_ms
 
     def latency_ms(self, now_ms: float) -> float:
-        self._turn(now_ms)
-        return min(self._this_ms, self._before_ms)
+        if now_ms >= self._period_ends_ms:
+            self._turn(now_ms)
+        return self._this_ms if self._this_ms < self._before_ms else self._before_ms
 
     def _turn(self, now_ms: float) -> None:
-        if now_ms >= self._period_ends_ms:
-            lapsed = now_ms >= self._period_ends_ms + TIGHTNESS_PERIOD_MS
-            self._before_ms = NEVER if lapsed else self._this_ms
-            self._this_ms = NEVER
-            self._period_ends_ms = now_ms + TIGHTNESS_PERIOD_MS
+        """A period is over."""
+        lapsed = now_ms >= self._period_ends_ms + TIGHTNESS_PERIOD_MS
+        self._before_ms = NEVER if lapsed else self._this_ms
+        self._this_ms = NEVER
+        self._period_ends_ms = now_ms + TIGHTNESS_PERIOD_MS

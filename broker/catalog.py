@@ -564,6 +564,12 @@ def match_inputs(
     tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...], layout: Layout | None = None
 ) -> tuple[Tensor, ...] | str:
     """The tensors in the order of the specification, or a sentence that says what is wrong."""
+    if layout is None and len(tensors) == len(specs):  # as most come
+        for tensor, spec in zip(tensors, specs, strict=True):
+            if tensor.name != spec.name or tensor.datatype != spec.datatype or tensor.shape[1:] != spec.shape[1:]:
+                break
+        else:
+            return tensors
     by_name = {tensor.name: tensor for tensor in tensors}
     ordered: list[Tensor | None] = []
     made = () if layout is None else layout.made

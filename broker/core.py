@@ -139,6 +139,9 @@ class Core:
         self._routes = Routes()
         self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
         self._polled_ms = -NEVER
+        self._due_ms = -NEVER
+        """When to do more in a poll than to hand out instructions."""
+        self._wake_ms: float | None = None
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -215,7 +218,7 @@ class Core:
 
     def joined(self, worker: Worker) -> None:
         if worker.group not in self.groups:
-            self.groups[worker.group] = Group(worker.group)
+            self.groups[worker.group] = Group(worker.group, self._changed)
         self.groups[worker.group].join(worker)
         self._present(worker)
 
@@ -311,52 +314,47 @@ class Core:
 
     def poll(self, now_ms: float) -> list[Instruction]:
         """Everything that is due: expired entries are answered, batches leave."""
+        self._polled_ms = now_ms
+        if now_ms >= self._due_ms or self._fairness.several:
+            self._act(now_ms)
+        instructions, self._instructions = self._instructions, []
+        return instructions
+
+    def wake_at_ms(self) -> float:
+        """When ``poll`` has something to do without a further event; inf for never."""
+        if self._wake_ms is None:
+            parked_ms = self._parked[0][0] if self._parked else NEVER
+            groups_ms = [group.wake_ms(self._polled_ms) for group in self.groups.values()]
+            self._wake_ms = min([parked_ms, self._stragglers.wake_ms, *groups_ms])
+        return self._wake_ms
+
+    def _changed(self) -> None:
+        """Something may be due sooner, or later, than it was."""
+        self._due_ms, self._wake_ms = -NEVER, None
+
+    def _act(self, now_ms: float) -> None:
+        """Something is due, or may be."""
         if now_ms >= self._rank_ms:
             self._rank_ms = now_ms + RANK_INTERVAL_MS
             self.catalog.rank_observed(now_ms)
             self._prices.ranges = self.catalog.price_ranges()
-        self._polled_ms = now_ms
         if self._fairness.several:
             self._order_by_shares(now_ms)
-        is_due = self._is_due(now_ms)
-        if is_due:
-            self._expire(now_ms)
-            self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
-            for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
-                self._hedge(hedge, now_ms)
-            while refused := self._dispatch_all(now_ms):
-                self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
+        self._expire(now_ms)
+        self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
+        for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
+            self._hedge(hedge, now_ms)
+        while refused := self._dispatch_all(now_ms):
+            self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         if self._shadows:
             idle = [group for group in self.groups.values() if not any(group.queues.values())]
             batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)
             self._instructions += [Send(worker, batch) for worker, batch in batches]
-        if is_due:
-            self._announce_demand(now_ms)
-        instructions, self._instructions = self._instructions, []
-        return instructions
-
-    def _is_due(self, now_ms: float) -> bool:
-        """Whether anything is due besides what is asked at every poll: seldom, as queries come one by one."""
-        if self._parked and self._parked[0][0] <= now_ms:
-            return True
-        for group in self.groups.values():  # noqa: SIM110 (quicker)
-            if group.due_ms <= now_ms:
-                return True
-        return False
-
-    def wake_at_ms(self) -> float:
-        """When ``poll`` has something to do without a further event; inf for never."""
-        wake_ms, polled_ms = self._stragglers.wake_ms, self._polled_ms
-        if self._parked and self._parked[0][0] < wake_ms:
-            wake_ms = self._parked[0][0]
-        for group in self.groups.values():
-            next_ms = group.next_ms
-            if next_ms <= polled_ms:
-                again_ms = [at_ms for at_ms in (group.send_ms, group.overdue_ms) if at_ms > polled_ms]
-                next_ms = min([group.head_ms, *again_ms])
-            if next_ms < wake_ms:
-                wake_ms = next_ms
-        return wake_ms
+        self._announce_demand(now_ms)
+        self._changed()
+        if not self._shadows:
+            parked_ms = self._parked[0][0] if self._parked else NEVER
+            self._due_ms = min([self._rank_ms, parked_ms, *[group.due_ms for group in self.groups.values()]])
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
@@ -499,9 +497,11 @@ class Core:
         entry.sort_key = (give_up_ms, next(self._sequence))
         entry.place = self._parked
         insort(self._parked, (*entry.sort_key, entry))
+        self._changed()
 
     def _unpark(self, now_ms: float) -> None:
         parked, self._parked = self._parked, []
+        self._changed()
         self._place_all((entry for _, _, entry in parked), now_ms)
 
     def _withdraw(self, entry: Entry) -> None:

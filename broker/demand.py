@@ -78,8 +78,10 @@ class DemandMeter:
                 return
             of = self._classes[key] = _Class()
         of.rows += rows
-        of.latency_ms = min(of.latency_ms, latency_ms)
-        of.accuracy = max(of.accuracy, accuracy_floor)
+        if latency_ms < of.latency_ms:
+            of.latency_ms = latency_ms
+        if accuracy_floor > of.accuracy:
+            of.accuracy = accuracy_floor
 
     def rates(self, now_ms: float) -> tuple[Demanded, ...]:
         """Rows a second, class by class, the most asked for first; called about once a second.

@@ -6,6 +6,7 @@ long. The answers are worked out when they are asked for, and kept until a worke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from broker.batcher import BEHIND_MS, NEVER, RUN_SHARE, Tightness, VariantQueue
@@ -32,8 +33,9 @@ class Group:
     queues, so that the one of it that is idle first stands for all (what is added to each keeps their order).
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, on_change: Callable[[], None] = lambda: None) -> None:
+        """``on_change``: what follows may be something else now, other than how long an entry would wait."""
+        self.name, self._on_change = name, on_change
         self.workers: dict[str, Worker] = {}
         """By incarnation."""
         self.queues: dict[tuple[str, Signature], VariantQueue] = {}
@@ -52,9 +54,7 @@ class Group:
         """What somebody waits in, until a queue has another head; so is the next one."""
         self._head_ms: float | None = None
         self._send_ms: float | None = None
-        """Until either is said; so are the next two."""
-        self._next_ms: float | None = None
-        self._due_ms: float | None = None
+        """Until either is said."""
         self._may_be_empty = False
         self._ahead_ms: list[float] | None = None
         """Of each crew, for the place and the instant asked for last, until anything is said."""
@@ -93,18 +93,19 @@ class Group:
     def drop_empty(self) -> None:
         """Shapes of rows are the senders' choice: a queue is there while somebody waits in it."""
         if self._may_be_empty:
-            self._may_be_empty, self._due_ms = False, None
+            self._may_be_empty = False
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:
         self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
-        self._next_ms = self._due_ms = None
+        self._on_change()
 
     def _queue_changed(self, *, head: bool) -> None:
         self._ahead_ms = None
         if head:
-            self._waiting = self._head_ms = self._send_ms = self._next_ms = self._due_ms = None
+            self._waiting = self._head_ms = self._send_ms = None
             self._may_be_empty = True
+            self._on_change()
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
@@ -144,19 +145,14 @@ class Group:
         return self._overdue_ms
 
     @property
-    def next_ms(self) -> float:
-        """The first of these three."""
-        if self._next_ms is None:
-            self._next_ms = min(self.head_ms, self.send_ms, self.overdue_ms)
-        return self._next_ms
-
-    @property
     def due_ms(self) -> float:
-        """From when on there may be something to do, if nothing is said before."""
-        if self._due_ms is None:
-            self.drop_empty()
-            self._due_ms = min(self.next_ms, self._tell_ms)
-        return self._due_ms
+        """From when on there may be something to do, unless something is said before."""
+        return min(self.head_ms, self.send_ms, self.overdue_ms, self._tell_ms)
+
+    def wake_ms(self, polled_ms: float) -> float:
+        """When there is something to do that could not be done at ``polled_ms``."""
+        times_ms = [at_ms for at_ms in (self.send_ms, self.overdue_ms) if at_ms > polled_ms]
+        return min([self.head_ms, *times_ms])
 
     @property
     def _tell_ms(self) -> float:
@@ -173,7 +169,7 @@ class Group:
         backlog_ms = self.backlog_ms
         if backlog_ms == self._told_backlog_ms:
             return None
-        self._told_ms, self._told_backlog_ms, self._due_ms = now_ms, backlog_ms, None
+        self._told_ms, self._told_backlog_ms = now_ms, backlog_ms
         return Demand(backlog_ms, None if self.head_ms == NEVER else self.head_ms)
 
     @property

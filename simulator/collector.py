@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from modelless.process import GC_THRESHOLDS
+
 
 @contextmanager
 def paused() -> Iterator[None]:
@@ -21,9 +23,12 @@ def paused() -> Iterator[None]:
 
 @contextmanager
 def spared() -> Iterator[None]:
-    """What exists now is not looked at meanwhile; what is made meanwhile is collected as ever."""
+    """What exists now is not looked at meanwhile; what is made meanwhile is collected as it is in a broker."""
+    thresholds = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
