@@ -184,7 +184,11 @@ class Group:
         if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:
             ahead_ms = self._ahead_ms = self._ahead(order_ms, now_ms)
             self._ahead_of_ms, self._ahead_at_ms = order_ms, now_ms
-        return ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews])
+        wait_ms = NEVER
+        for crew in crews:
+            if ahead_ms[crew] < wait_ms:
+                wait_ms = ahead_ms[crew]
+        return wait_ms
 
     def _ahead(self, order_ms: float, now_ms: float) -> list[float]:
         """Predicted ms of each crew: what its first one has, and its part of what waits before that place.

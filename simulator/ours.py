@@ -257,8 +257,8 @@ class _Broker:
         ours, core, world = self.ours, self.core, self.ours.world
         now_ms = world.now_ms
         touched: dict[str, _Worker] = {}
-        while True:
-            for instruction in core.poll(now_ms):
+        while instructions := core.poll(now_ms):
+            for instruction in instructions:
                 match instruction:
                     case Send(worker=link, batch=batch):
                         worker = touched[link.name] = ours.workers[link.name]
