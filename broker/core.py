@@ -470,7 +470,10 @@ class Core:
 
     def _wait_ms(self, of: Class, entry: Entry, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry."""
-        return self.groups[of.group].wait_ms(of.team, order_ms(entry, of.group), now_ms)
+        place_ms = entry.latency_deadline_ms
+        if place_ms is None or entry.account is not None:
+            place_ms = order_ms(entry, of.group)
+        return self.groups[of.group].wait_ms(of.team, place_ms, now_ms)
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = candidate.match(entry.query.inputs)
@@ -610,8 +613,7 @@ class Core:
         self._stragglers.earn(len(entries))
         for entry in entries:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
-        for arrival_ms, number in Counter([entry.source.arrival_ms for entry in entries]).items():
-            self.statistics.queue_seconds.observe((now_ms - arrival_ms) / 1000, number)
+        self.statistics.queue_seconds.observe_all([(now_ms - entry.source.arrival_ms) / 1000 for entry in entries])
         self.statistics.batch_rows.observe(sent.rows)
         times = queue.table.times(sent.rows, block_ms) if worker.is_shared else ()
         self._instructions.append(Send(worker, _batch(sent, entries, times)))
@@ -676,9 +678,8 @@ class Core:
         self._instructions.append(Bury(entry, code, reason))
 
     def _count(self, entries: list[Entry], status: str) -> None:
-        outcomes = self.statistics.outcomes
-        for entry in entries:
-            outcomes[status, _asked(entry)] += 1
+        for asked, number in Counter([_asked(entry) for entry in entries]).items():
+            self.statistics.outcomes[status, asked] += number
 
     def _announce_demand(self, now_ms: float) -> None:
         """To each group's workers, when it changed."""
@@ -846,7 +847,8 @@ def _asked(entry: Entry) -> str:
 def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:
     of = sent.candidate
     layout = of.layout
-    items = tuple(
+    lengths = repeat(0) if layout is None else [layout.own_length(entry.inputs) for entry in entries]
+    items = [
         frames.Item(
             source.record,
             address.id,
@@ -862,16 +864,17 @@ def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...
             entry.query.metadata,
             entry.missed,
             entry.attempts,
-            0 if layout is None else layout.own_length(entry.inputs),
+            length,
         )
-        for entry, source, address in [(entry, entry.source, entry.address) for entry in entries]
-    )
+        for entry, length in zip(entries, lengths, strict=False)
+        for source, address in ((entry.source, entry.address),)
+    ]
     return frames.Batch(
         sent.batch,
         of.variant,
         of.accuracy,
         sent.cost_ms,
-        items,
+        tuple(items),
         concatenated([entry.inputs for entry in entries], sent.rows, layout, sent.length),
         sent.predicts,
         times=times,

@@ -179,13 +179,15 @@ class Group:
 
     def wait_ms(self, team: frozenset[str], order_ms: float, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry at that place."""
-        crews = (self._teams.get(team) or self._team(team)).crews
+        of = self._teams.get(team)
+        if of is None:
+            of = self._team(team)
         ahead_ms = self._ahead_ms
         if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:
             ahead_ms = self._ahead_ms = self._ahead(order_ms, now_ms)
             self._ahead_of_ms, self._ahead_at_ms = order_ms, now_ms
         wait_ms = NEVER
-        for crew in crews:
+        for crew in of.crews:
             if ahead_ms[crew] < wait_ms:
                 wait_ms = ahead_ms[crew]
         return wait_ms
