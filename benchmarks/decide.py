@@ -34,9 +34,8 @@ from broker.catalog import Candidate
 from broker.core import Core
 from broker.devices import Worker
 from broker.ledger import Address, Entry, Source
-from broker.ranking import Class
+from broker.ranking import Teams
 from broker.selector import Chosen
-from broker.view import ANY
 from modelless import frames
 from modelless.messages import ON_MISS, PREFERENCES, BatchTime, Evaluation, ModelVersion, Profile, Query, RecordId
 from modelless.process import settle
@@ -123,7 +122,7 @@ class System:
         target = self.core.catalog.resolve(entry.query)
         assert target is not None
         wanting = next(self.core._turn)
-        return self.core._selector.choose(entry, target, 1.0, self.core._wait_ms, wanting=wanting)
+        return self.core._selector.choose(entry, target, 1.0, self.core._waits_ms, wanting=wanting)
 
     def scan(self, entry: Entry) -> Candidate | None:
         return scan(entry, self.target.ranking.candidates, self.core)
@@ -147,7 +146,7 @@ def scan(entry: Entry, candidates: Iterable[Candidate], core: Core) -> Candidate
         if query.prefer != "latency" and rank > best_rank[:2]:
             continue
         if team not in waits_ms:
-            waits_ms[team] = core._wait_ms(Class(ANY, candidate.group, team), entry, 1.0)
+            (waits_ms[team],) = core._waits_ms((Teams(candidate.group, (team,)),), entry, 1.0)
         finish_ms = 1.0 + waits_ms[team] + candidate.table.p50_ms(rows)
         if finish_ms > deadline_ms:
             continue

@@ -565,8 +565,8 @@ def match_inputs(
 ) -> tuple[Tensor, ...] | str:
     """The tensors in the order of the specification, or a sentence that says what is wrong."""
     if layout is None and len(tensors) == len(specs):  # as most come
-        for tensor, spec in zip(tensors, specs, strict=True):
-            if tensor.name != spec.name or tensor.datatype != spec.datatype or tensor.shape[1:] != spec.shape[1:]:
+        for given, spec in zip(tensors, specs, strict=True):
+            if given.name != spec.name or given.datatype != spec.datatype or given.shape[1:] != spec.shape[1:]:
                 break
         else:
             return tensors

@@ -35,7 +35,7 @@ from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
 from broker.prices import Prices
-from broker.ranking import Class
+from broker.ranking import Teams
 from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
@@ -421,7 +421,7 @@ class Core:
         wanting = first and next(self._turn)
         routes = None if self._fairness.spares(entry.account) else self._routes  # those are for what all ask for
         choice = self._selector.choose(
-            entry, target, now_ms, self._wait_ms, floor, wanting=wanting, routes=routes, find=self._candidate
+            entry, target, now_ms, self._waits_ms, floor, wanting=wanting, routes=routes, find=self._candidate
         )
         if first and choice.wanted is not None:
             times = WANT_TURNS if isinstance(choice, Chosen) else 1
@@ -450,7 +450,7 @@ class Core:
 
     def _explain(self, entry: Entry, target: Target, choice: Choice, now_ms: float) -> None:
         """Why this choice, as a header of whatever reply it comes to."""
-        said = explain(entry, target, choice, entry.accuracy_floor, now_ms, self._wait_ms, HEADER_CANDIDATES_MAX)
+        said = explain(entry, target, choice, entry.accuracy_floor, now_ms, self._waits_ms, HEADER_CANDIDATES_MAX)
         echo = [header for header in entry.address.echo if header[0] != EXPLAIN]
         entry.address.echo = (*echo, (EXPLAIN, header_value(said)))
 
@@ -463,17 +463,17 @@ class Core:
         target = self.catalog.of_version(canary) if canary is not None else None
         if target is None or not len(target.ranking):
             return choice
-        other = self._selector.choose(entry, target, now_ms, self._wait_ms, entry.accuracy_floor, wanting=False)
+        other = self._selector.choose(entry, target, now_ms, self._waits_ms, entry.accuracy_floor, wanting=False)
         if isinstance(other, Chosen) and not isinstance(other.candidate.match(query.inputs), str):
             return other
         return choice
 
-    def _wait_ms(self, of: Class, entry: Entry, now_ms: float) -> float:
-        """Predicted time until the first worker of a team has run what comes before an entry."""
-        place_ms = entry.latency_deadline_ms
-        if place_ms is None or entry.account is not None:
-            place_ms = order_ms(entry, of.group)
-        return self.groups[of.group].wait_ms(of.team, place_ms, now_ms)
+    def _waits_ms(self, teams: Sequence[Teams], entry: Entry, now_ms: float) -> list[float]:
+        """Predicted time until the first worker of each team has run what comes before an entry."""
+        waits_ms: list[float] = []
+        for group, of in teams:
+            waits_ms += self.groups[group].waits_ms(of, order_ms(entry, group), now_ms)
+        return waits_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
         matched = candidate.match(entry.query.inputs)

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from broker.catalog import Candidate, Catalog, Target
 from broker.ledger import Address, Entry, Source
 from broker.prices import Prices
-from broker.ranking import Class
+from broker.ranking import Teams
 from broker.routes import Routes
-from broker.selector import Choice, Chosen, Parked, Refused, Selector, Wait
+from broker.selector import Choice, Chosen, Parked, Refused, Selector, Waits
 from broker.usual import Usual
 from broker.versions import Loaded
-from broker.view import ANY, NEVER
+from broker.view import NEVER
 from modelless.messages import (
     Condition,
     Correction,
@@ -75,7 +75,7 @@ class Explanation:
 
 
 def explain(
-    entry: Entry, target: Target, choice: Choice, floor: float, now_ms: float, wait: Wait, most: int | None = None
+    entry: Entry, target: Target, choice: Choice, floor: float, now_ms: float, waits: Waits, most: int | None = None
 ) -> Explanation:
     """Say why ``choice`` was made of ``target`` for ``entry``; of ``most`` candidates only, all by default."""
     query, ranking = entry.query, target.ranking
@@ -88,7 +88,8 @@ def explain(
     slack_ms = NEVER if deadline_ms is None else deadline_ms - max(now_ms, arrival_ms)
     judged, stretch = [], target.stretch(query.inputs, entry.rows)
     for candidate in shown:
-        wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms) if candidate.team else None
+        teams = [Teams(candidate.group, (candidate.team,))] if candidate.team else []
+        wait_ms = next(iter(waits(teams, entry, now_ms)), None)
         lat_ms = candidate.lat_ms(entry.rows) / stretch
         against = _against(candidate, entry, floor, lat_ms, slack_ms, wait_ms)
         if candidate is chosen:
@@ -278,10 +279,10 @@ def explain_asked(
     ``routes``: the plan's; what followed them until now, and what prices have learned, only the brokers know.
     """
 
-    def wait(of: Class, entry: Entry, now_ms: float) -> float:
-        return backlog_ms.get(of.group, 0.0) / len(of.team)
+    def waits(teams: Sequence[Teams], entry: Entry, now_ms: float) -> list[float]:
+        return [backlog_ms.get(of.group, 0.0) / len(team) for of in teams for team in of.teams]
 
     selector = Selector(accuracy_slack, Prices(catalog.price_ranges()))
     by_key = {candidate.key: candidate for candidate in target.ranking.candidates}
-    choice = selector.choose(entry, target, 0.0, wait, routes=Routes(routes), find=by_key.get)
-    return choice, explain(entry, target, choice, selector.accuracy_floor(entry, target), 0.0, wait)
+    choice = selector.choose(entry, target, 0.0, waits, routes=Routes(routes), find=by_key.get)
+    return choice, explain(entry, target, choice, selector.accuracy_floor(entry, target), 0.0, waits)

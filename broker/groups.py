@@ -44,6 +44,8 @@ class Group:
         """When its workers were told how much waits for them, and how much it was."""
         self._crews: list[list[Worker]] = []
         self._teams: dict[frozenset[str], _Team] = {}
+        self._crews_of: dict[tuple[frozenset[str], ...], list[list[int]]] = {}
+        """Of teams that were asked for together."""
         self._ends_ms: list[float] | None = None
         """Of each crew, until something is said about a worker; so is the next one."""
         self._others_ms = 0.0
@@ -76,6 +78,7 @@ class Group:
         """Teams are others now."""
         self._crews = [list(self.workers.values())]
         self._teams.clear()
+        self._crews_of.clear()
         self._waiting = None
         self._worker_changed()
 
@@ -179,18 +182,20 @@ class Group:
 
     def wait_ms(self, team: frozenset[str], order_ms: float, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry at that place."""
-        of = self._teams.get(team)
-        if of is None:
-            of = self._team(team)
+        return self.waits_ms((team,), order_ms, now_ms)[0]
+
+    def waits_ms(self, teams: tuple[frozenset[str], ...], order_ms: float, now_ms: float) -> list[float]:
+        """The same of each team."""
+        crews_of = self._crews_of.get(teams)
+        if crews_of is None:
+            crews_of = self._crews_of[teams] = [self._team(team).crews for team in teams]
         ahead_ms = self._ahead_ms
         if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:
             ahead_ms = self._ahead_ms = self._ahead(order_ms, now_ms)
             self._ahead_of_ms, self._ahead_at_ms = order_ms, now_ms
-        wait_ms = NEVER
-        for crew in of.crews:
-            if ahead_ms[crew] < wait_ms:
-                wait_ms = ahead_ms[crew]
-        return wait_ms
+        return [
+            ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews]) for crews in crews_of
+        ]
 
     def _ahead(self, order_ms: float, now_ms: float) -> list[float]:
         """Predicted ms of each crew: what its first one has, and its part of what waits before that place.

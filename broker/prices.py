@@ -45,7 +45,7 @@ class PriceRange(NamedTuple):
     """ln(U e / L)."""
 
     def at(self, level: float) -> float:
-        return self.least * exp(self.log_ratio * min(level, LEVEL_MAX))
+        return self.least * exp(self.log_ratio * (level if level < LEVEL_MAX else LEVEL_MAX))
 
 
 FREE = PriceRange(0.0, 0.0)
@@ -61,10 +61,12 @@ class Level:
 
     def see(self, share: float, now_ms: float) -> None:
         """A query would have to wait for so much of its slack."""
-        passed_ms = min(max(now_ms - self.seen_ms, 0.0), LEARN_MS)  # a clock may be set back
+        passed_ms = now_ms - self.seen_ms
         self.seen_ms = now_ms
-        learned = self.learned + (min(share, 1.0) - TARGET) * passed_ms / LEARN_MS
-        self.learned = min(max(learned, 0.0), 1.0)
+        if passed_ms > 0.0:  # a clock may be set back
+            counted = share if share < 1.0 else 1.0
+            learned = self.learned + (counted - TARGET) * (passed_ms if passed_ms < LEARN_MS else LEARN_MS) / LEARN_MS
+            self.learned = 0.0 if learned < 0.0 else learned if learned < 1.0 else 1.0
         self.now = self.learned + share
 
 
@@ -103,8 +105,10 @@ class Prices:
 
     def _at(self, group: str, level: Level) -> float:
         """What is above the price of idle devices: where nothing waits, nobody gives up accuracy."""
+        if not level.now:
+            return 0.0
         of = self.ranges.get(group, FREE)
-        return of.at(level.now) - of.least if level.now else 0.0
+        return of.at(level.now) - of.least
 
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:

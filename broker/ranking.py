@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -86,6 +87,13 @@ class Class(NamedTuple):
     """Workers that have all of them ready."""
 
 
+class Teams(NamedTuple):
+    """Of one group those that a query may be run by."""
+
+    group: str
+    teams: tuple[frozenset[str], ...]
+
+
 class Ranking:
     """The candidates of one target and the fronts of their classes, kept as they come, go and change.
 
@@ -120,6 +128,7 @@ class Ranking:
         """In place of views of large fronts."""
         self._accuracy_best = 0.0
         self._classes: tuple[Class, ...] = ()
+        self._teams: tuple[Teams, ...] = ()
         self._price_ranges: dict[str, PriceRange] = {}
 
     def __len__(self) -> int:
@@ -138,6 +147,13 @@ class Ranking:
         if self._changed:
             self._follow_up()
         return self._classes
+
+    @property
+    def teams(self) -> tuple[Teams, ...]:
+        """Of the classes, in their order."""
+        if self._changed:
+            self._follow_up()
+        return self._teams
 
     def price_range(self, group: str) -> PriceRange:
         """Of the device time that what is loaded there takes."""
@@ -246,6 +262,8 @@ class Ranking:
             self._free_class_ids.append(class_id)
         present = sorted([(group, class_id, team) for (group, team), class_id in self._class_ids.items()])
         self._classes = tuple([Class(class_id, group, team) for group, class_id, team in present])
+        by_group = groupby(self._classes, key=lambda each: each.group)
+        self._teams = tuple([Teams(group, tuple([each.team for each in own])) for group, own in by_group])
 
     def _decide(self, class_id: int, undecided: Slots) -> None:
         """Into the front of their class, or a witness to each; a block at a time, which sieves those that follow."""

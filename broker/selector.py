@@ -28,13 +28,13 @@ from broker.batcher import RUN_SHARE
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.prices import Prices
-from broker.ranking import Class, Ranking
+from broker.ranking import Ranking, Teams
 from broker.routes import Routes, Shares
-from broker.view import ANY, NEVER, UNLOADED, Bound
+from broker.view import NEVER, UNLOADED, Bound
 from modelless.messages import Prefer
 
-Wait = Callable[[Class, Entry, float], float]
-"""Predicted ms until the first of a class's workers could start an entry, at an instant (ms)."""
+Waits = Callable[[Sequence[Teams], Entry, float], Sequence[float]]
+"""Predicted ms until the first worker of each team could start an entry, at an instant (ms)."""
 
 
 class Chosen(NamedTuple):
@@ -74,7 +74,7 @@ class Selector:
         entry: Entry,
         target: Target,
         now_ms: float,
-        wait: Wait,
+        waits: Waits,
         floor: float | None = None,
         *,
         wanting: bool = True,
@@ -105,9 +105,9 @@ class Selector:
             shares = routes.of(query, entry.latency_deadline_ms - arrival_ms, floor)  # type: ignore[operator]
         choice: Choice | None = None
         if shares is not None:
-            choice = self._routed(entry, ranking, shares, find, wait, now_ms, floor, cost_max, slack_ms, stretch)
+            choice = self._routed(entry, ranking, shares, find, waits, now_ms, floor, cost_max, slack_ms, stretch)
         if choice is None:
-            choice = self._preferred(entry, ranking, wait, now_ms, floor, cost_max, slack_ms, stretch, wanting=wanting)
+            choice = self._preferred(entry, ranking, waits, now_ms, floor, cost_max, slack_ms, stretch, wanting=wanting)
         if shares is not None and isinstance(choice, Chosen):
             shares.took(choice.candidate.key, entry.rows)
         return choice
@@ -118,7 +118,7 @@ class Selector:
         ranking: Ranking,
         shares: Shares,
         find: Callable[[str], Candidate | None],
-        wait: Wait,
+        waits: Waits,
         now_ms: float,
         floor: float,
         cost_max: float,
@@ -135,7 +135,8 @@ class Selector:
                 continue
             if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < floor:
                 continue
-            wait_ms = wait(Class(ANY, candidate.group, candidate.team), entry, now_ms) * stretch
+            (wait_ms,) = waits((Teams(candidate.group, (candidate.team,)),), entry, now_ms)
+            wait_ms *= stretch
             self._prices.see(candidate.group, candidate.team, wait_ms / slack_ms, now_ms, entry.account)
             run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
             if wait_ms + run_ms <= slack_ms:
@@ -146,7 +147,7 @@ class Selector:
         self,
         entry: Entry,
         ranking: Ranking,
-        wait: Wait,
+        waits: Waits,
         now_ms: float,
         floor: float,
         cost_max: float,
@@ -161,12 +162,12 @@ class Selector:
         pays = is_urgent and query.on_miss == "degrade"
         bounds: list[Bound] = []
         prices: dict[int, float] = {}
-        for each in ranking.classes:
-            wait_ms = wait(each, entry, now_ms) * stretch
-            bounds.append((each.id, wait_ms, slack_ms - wait_ms))
+        for (class_id, group, team), wait_ms in zip(ranking.classes, waits(ranking.teams, entry, now_ms), strict=True):
+            if stretch != 1.0:
+                wait_ms *= stretch
+            bounds.append((class_id, wait_ms, slack_ms - wait_ms))
             if pays:
-                price = see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
-                prices[each.id] = price / stretch
+                prices[class_id] = see(group, team, wait_ms / slack_ms, now_ms, entry.account) / stretch
         found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
         if is_urgent and not pays:  # what it is refused by, or takes, is as scarce as it finds it
             for each, (_, wait_ms, _) in zip(ranking.classes, bounds, strict=True):

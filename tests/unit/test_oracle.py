@@ -136,10 +136,10 @@ class Life:
         asked = self.asked()
         if not self.candidates:
             return asked, Parked()
-        wait = lambda of, *_: self.wait_ms(of.group, of.team)  # noqa: E731
+        waits = lambda teams, *_: [self.wait_ms(of.group, team) for of in teams for team in of.teams]  # noqa: E731
         groups = {candidate.group for candidate in self.candidates}
         prices = Prices({group: self.target.ranking.price_range(group) for group in groups})
-        return asked, Selector(SLACK, prices).choose(asked, self.target, NOW_MS, wait)
+        return asked, Selector(SLACK, prices).choose(asked, self.target, NOW_MS, waits)
 
 
 class Oracle:

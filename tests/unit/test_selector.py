@@ -37,12 +37,13 @@ class Case:
         routes = Routes([Route("t", 1.0, 1.0, by_accuracy, shares)])
         target, selector = Target("t", self.candidates), Selector(0.02, Prices())
         find = {candidate.key: candidate for candidate in self.candidates}.get
-        wait = lambda of, *_: self.backlog_ms[of.group]  # noqa: E731
-        return [selector.choose(made, target, 0, wait, routes=routes, find=find) for _ in range(number)]
+        waits = lambda teams, *_: [self.backlog_ms[of.group] for of in teams for _ in of.teams]  # noqa: E731
+        return [selector.choose(made, target, 0, waits, routes=routes, find=find) for _ in range(number)]
 
     def decide(self, asked: Entry) -> Choice:
         target, selector = Target("t", self.candidates), Selector(0.02, Prices())
-        return selector.choose(asked, target, 0, lambda of, *_: self.backlog_ms[of.group])
+        waits = lambda teams, *_: [self.backlog_ms[of.group] for of in teams for _ in of.teams]  # noqa: E731
+        return selector.choose(asked, target, 0, waits)
 
 
 def case(*rows: tuple[str, float, float, float, float]) -> Case:
@@ -277,7 +278,8 @@ def test_a_version_that_answers_no_more_is_no_route() -> None:
     table, other = family(), family().candidates[1]
     routes = Routes([Route("t", 1.0, 1.0, False, {other.key: 1.0})])
     asked, target = entry(0, latency_ms_max=500, accuracy_min=0.7), Target("t", table.candidates)
-    choice = Selector(0.02, Prices()).choose(asked, target, 0, lambda *_: 0.0, routes=routes, find=lambda key: other)
+    waits = lambda teams, *_: [0.0 for of in teams for _ in of.teams]  # noqa: E731
+    choice = Selector(0.02, Prices()).choose(asked, target, 0, waits, routes=routes, find=lambda key: other)
     assert name(choice) == "tiny"
 
 
