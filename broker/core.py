@@ -500,7 +500,8 @@ class Core:
         entry.sort_key = (give_up_ms, next(self._sequence))
         entry.place = self._parked
         insort(self._parked, (*entry.sort_key, entry))
-        self._changed()
+        if self._parked[0][2] is entry:
+            self._changed()
 
     def _unpark(self, now_ms: float) -> None:
         parked, self._parked = self._parked, []

@@ -197,7 +197,7 @@ def shared(*waits_ms: float, prefer: str = "accuracy") -> list[Choice]:
     asked = entry(0, latency_ms_max=1000, accuracy_min=0.9, on_miss="degrade", prefer=prefer)
     target = Target("t", candidates)
     prices = {"cpu": price_range((each.accuracy_low, each.row_ms) for each in candidates)}
-    return [Selector(0.02, Prices(prices)).choose(asked, target, 0, lambda *_, ms=ms: ms) for ms in waits_ms]
+    return [Selector(0.02, Prices(prices)).choose(asked, target, 0, lambda *_, ms=ms: [ms]) for ms in waits_ms]
 
 
 def test_what_prefers_accuracy_and_degrades_goes_below_its_floor_the_longer_it_waits() -> None:
