@@ -94,10 +94,12 @@ class Worker:
     """Of what it runs, if that is another broker's."""
     others_ms: float = 0.0
     """Predicted work that the other brokers have queued for its group."""
+    is_next: bool = True
+    """No other broker has more urgent work; otherwise it gets nothing before it has run all that it has."""
 
     def told(self, backlog: Backlog, now_ms: float) -> None:
         """What the device has to do; what was sent after the batch that the worker names comes on top."""
-        self.is_shared, self.others_ms = True, backlog.others_ms
+        self.is_shared, self.others_ms, self.is_next = True, backlog.others_ms, backlog.is_next
         self.lead_ms = _lead_ms(backlog.ends_in_ms)
         sent_ms = sum([sent.cost_ms for sent in self.sent.values() if sent.batch > backlog.batch])
         self.ends_ms = now_ms + backlog.ends_in_ms + sent_ms
@@ -170,11 +172,12 @@ class Worker:
 
     def _changed(self) -> None:
         if not self.sent:
-            self.room_ms = self.ends_ms - self.lead_ms if self.is_shared else -NEVER
+            self.room_ms = self.ends_ms - (self.lead_ms if self.is_next else 0.0) if self.is_shared else -NEVER
         elif self.unsettled_ms >= self.window_ms:
             self.room_ms = NEVER
         else:
-            self.room_ms = self.ends_ms - _lead_ms(next(reversed(self.sent.values())).cost_ms)
+            lead_ms = _lead_ms(next(reversed(self.sent.values())).cost_ms) if self.is_next else 0.0
+            self.room_ms = self.ends_ms - lead_ms
         self.on_change()
 
 

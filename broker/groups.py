@@ -17,6 +17,8 @@ from modelless.frames import Demand
 DEMAND_INTERVAL_MS = 10.0
 DEMAND_ENDS_MS = 500.0
 """Demand is told at once when it begins and taken back only after so long: it comes in waves."""
+DEMAND_SHARED_MS = 5.0
+"""Likewise both where other brokers send to the same workers: they wait for whoever is the most urgent."""
 
 
 class _Team(NamedTuple):
@@ -163,6 +165,8 @@ class Group:
         if not self.workers or not (self.queues or self._told_backlog_ms):
             return NEVER
         patience_ms = DEMAND_INTERVAL_MS if self.queues else DEMAND_ENDS_MS
+        if self.is_shared:
+            patience_ms = DEMAND_SHARED_MS
         return self._told_ms + patience_ms if self._told_backlog_ms else -NEVER
 
     def demand(self, now_ms: float) -> Demand | None:
@@ -179,6 +183,11 @@ class Group:
     def backlog_ms(self) -> float:
         """Predicted work that waits."""
         return sum([queue.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
+
+    @property
+    def is_shared(self) -> bool:
+        """Other brokers send to its workers too."""
+        return any(worker.is_shared for worker in self.workers.values())
 
     def wait_ms(self, team: frozenset[str], order_ms: float, now_ms: float) -> float:
         """Predicted time until the first worker of a team has run what comes before an entry at that place."""

@@ -22,8 +22,9 @@ The conversation::
 A worker divides one cap over its brokers by the urgency that they announce in ``Demand``.
 
 **Several brokers** have a part of the load each, and would send a worker small batches. It tells them what they have it
-do together (``Backlog``), so that each sends when the device is about to be free; asks the others to fill up a batch
-that waits (``Call``); and runs as one what is of one variant.
+do together and who has the earliest deadline (``Backlog``), so that this one sends when the device is about to be free;
+asks the others to fill up a batch that waits (``Call``); runs as one what is of one variant; and gives back what did
+not join, since more urgent work may come before the next run.
 
 **Who answers**: a query belongs to its broker until its Batch is sent, and to the worker from then until the link
 is lost. A lost link hands what is unsettled back to the broker; the worker finishes and publishes what runs,
@@ -39,7 +40,7 @@ from typing import Literal, NamedTuple
 from modelless.messages import RecordId
 from modelless.tensors import Tensor
 
-LINK_VERSION = 3
+LINK_VERSION = 4
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 PING_INTERVAL_MS = 1000.0
 PING_MISSES_MAX = 3
@@ -114,6 +115,8 @@ class Backlog:
     """The last one of this broker that is in it; 0: none."""
     others_ms: float
     """What the other brokers have queued for the worker's group; see :class:`Demand`."""
+    is_next: bool
+    """No other broker has an earlier deadline. Otherwise it should not send before the device has nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)

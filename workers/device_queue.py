@@ -178,6 +178,16 @@ class _Link:
     others_ms: float = 0.0
     """What it was told that the others have queued."""
 
+    is_next: bool = True
+    """Whether it was told that it has the most urgent work of all."""
+
+    def deadline_ms(self, now_ms: float) -> float:
+        """The earliest of what it has queued; inf: none."""
+        of = self.demand
+        if of is None or not of.backlog_ms or of.deadline_ms is None or of.deadline_ms <= now_ms:
+            return inf
+        return of.deadline_ms
+
     @property
     def queued_ms(self) -> float:
         return self.demand.backlog_ms if self.demand is not None else 0.0
@@ -459,9 +469,17 @@ class DeviceQueue:
         runnable.sort(key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.order))
         pieces = self._running = (runnable[0], *self._company(runnable[0], runnable[1:], now_ms))
         self._pieces = [piece for piece in self._pieces if piece not in pieces]
+        if len(self._links) > 1:
+            self._give_back_others()
         parts = tuple([Part(piece.held.link, piece.held.batch, piece.indices) for piece in pieces])
         self._run_ends_ms = now_ms + _cost_of(pieces)
         self._out.append(Run(parts, now_ms, pieces[0].quarantined))
+
+    def _give_back_others(self) -> None:
+        """Small batches that did not join go back: until the next run theirs may grow, or others be more urgent."""
+        for piece in [p for p in self._pieces if p.held.batch.times and not p.quarantined and not p.half]:
+            self._pieces.remove(piece)
+            self._give_back(piece.held, piece.indices, "another broker's is more urgent")
 
     def _company(self, first: _Piece, others: Sequence[_Piece], now_ms: float) -> list[_Piece]:
         """Of the others, by deadline, those that run with the first.
@@ -606,15 +624,20 @@ class DeviceQueue:
         if self._running:
             backlog_ms += max(0.0, self._run_ends_ms - now_ms)
         queued_ms = sum([link.queued_ms for link in self._links.values()])
+        deadlines_ms = {number: link.deadline_ms(now_ms) for number, link in self._links.items()}
+        first_ms = min(deadlines_ms.values(), default=inf)
         for number, link in self._links.items():
+            is_next = deadlines_ms[number] <= first_ms
             wrong_ms = abs(max(0.0, link.ends_ms - now_ms) - backlog_ms)
             others_ms = queued_ms - link.queued_ms
             others_wrong_ms = abs(others_ms - link.others_ms)
-            if wrong_ms > max(BACKLOG_MS_MIN, BACKLOG_SHARE_MIN * backlog_ms) or others_wrong_ms > max(
-                BACKLOG_MS_MIN, DEMAND_SHARE_MIN * max(others_ms, link.others_ms)
+            if (
+                is_next != link.is_next
+                or wrong_ms > max(BACKLOG_MS_MIN, BACKLOG_SHARE_MIN * backlog_ms)
+                or others_wrong_ms > max(BACKLOG_MS_MIN, DEMAND_SHARE_MIN * max(others_ms, link.others_ms))
             ):
-                link.ends_ms, link.others_ms = now_ms + backlog_ms, others_ms
-                self._out.append(Tell(number, Backlog(backlog_ms, link.last_batch, others_ms)))
+                link.ends_ms, link.others_ms, link.is_next = now_ms + backlog_ms, others_ms, is_next
+                self._out.append(Tell(number, Backlog(backlog_ms, link.last_batch, others_ms, is_next)))
 
     def _publishing_ms(self) -> dict[int, float]:
         """By link, what has left the device and is not settled."""

@@ -631,6 +631,26 @@ def test_demand_is_told_when_it_begins_changes_and_has_ended_for_a_while() -> No
     assert [each.backlog_ms for each in told(513.0)] == [0.0]
 
 
+def test_where_several_brokers_wait_for_the_most_urgent_demand_is_told_soon_and_taken_back_soon() -> None:
+    bench = one(((1, 10.0),))
+    worker = bench.worker(M, window_ms=1.0)
+    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0, True), 0.0)
+    for arrival_ms in (0.0, 1.0):
+        bench.admit(arrival_ms, latency_ms_max=1000.0)
+    bench.poll(1.0)
+    bench.admit(2.0, latency_ms_max=500.0)
+    bench.demands.clear()
+    bench.poll(5.0)
+    assert [each.demand.deadline_ms for each in bench.demands] == []
+    bench.poll(6.0)
+    assert [each.demand.deadline_ms for each in bench.demands] == [502.0]
+    bench.admit(990.0, latency_ms_max=15.0)
+    bench.poll(990.0)
+    assert bench.demands[-1].demand.backlog_ms > 0
+    bench.poll(1006.0)
+    assert bench.demands[-1].demand.backlog_ms == 0, "all that waited has expired"
+
+
 # --- gathering --------------------------------------------------------------------------------------------------------
 
 
@@ -730,7 +750,7 @@ def test_a_head_that_would_make_the_batch_small_gives_way_to_a_full_one_at_the_p
 def busy(bench: Bench, *variants: str) -> Any:
     """A worker that is busy with another broker's work for 100 ms."""
     worker = bench.worker(*variants, window_ms=500)
-    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0), 0.0)
+    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0, True), 0.0)
     return worker
 
 
@@ -764,7 +784,7 @@ def test_what_waits_for_another_variant_of_the_task_joins_only_if_it_may() -> No
 def test_what_others_have_queued_counts_as_ahead() -> None:
     bench = one()
     worker = bench.worker(M)
-    bench.core.frame(worker, frames.Backlog(0.0, 0, 400.0), 0.0)
+    bench.core.frame(worker, frames.Backlog(0.0, 0, 400.0, True), 0.0)
     bench.admit(latency_ms_max=300.0)
     assert [status for _, status in replies(bench.poll())] == ["RESOURCE_EXHAUSTED"]
 
@@ -776,7 +796,7 @@ def test_to_a_worker_of_several_brokers_a_batch_says_how_long_larger_ones_take_t
     (send,) = sends(bench.poll())
     assert not send.batch.times, "alone, it puts together what runs itself"
     bench.answer(worker, send.batch, 10.0)
-    bench.core.frame(worker, frames.Backlog(0.0, 0, 0.0), 11.0)
+    bench.core.frame(worker, frames.Backlog(0.0, 0, 0.0, True), 11.0)
     bench.admit()
     (send,) = sends(bench.poll(11.0))
     assert [rows for rows, _ in send.batch.times] == [1, 2, 4]

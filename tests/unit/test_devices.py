@@ -92,16 +92,30 @@ def test_frames_of_a_batch_that_is_settled_change_nothing() -> None:
 def test_of_a_worker_that_others_send_to_too_it_is_known_when_it_will_be_free() -> None:
     bench = Bench((model(), [profile(model(), curve=((1, 10.0),))]))
     worker = bench.worker(M, window_ms=50)
-    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0), 0.0)
+    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0, True), 0.0)
     assert worker.outstanding_ms(0) == 100
     bench.admit()
     assert bench.poll(70.0) == [], "its turn comes when the device is about to be free"
     assert bench.core.wake_at_ms() == 80.0
     bench.poll(80.0)
     assert worker.outstanding_ms(80.0) == 30, "what was sent comes on top"
-    bench.core.frame(worker, frames.Backlog(60.0, 0, 0.0), 80.0)
+    bench.core.frame(worker, frames.Backlog(60.0, 0, 0.0, True), 80.0)
     assert worker.outstanding_ms(80.0) == 70, "the worker had not got it yet"
-    bench.core.frame(worker, frames.Backlog(60.0, next(iter(worker.sent)), 0.0), 80.0)
+    bench.core.frame(worker, frames.Backlog(60.0, next(iter(worker.sent)), 0.0, True), 80.0)
     assert worker.outstanding_ms(80.0) == 60, "now it has"
     worker.settle(next(iter(worker.sent)), 0.0, 80.0)
     assert worker.outstanding_ms(80.0) == 60, "the rest is of others"
+
+
+def test_while_another_broker_has_more_urgent_work_nothing_is_sent_before_the_device_has_nothing_to_do() -> None:
+    bench = Bench((model(), [profile(model(), curve=((1, 10.0),))]))
+    worker = bench.worker(M, window_ms=50)
+    bench.core.frame(worker, frames.Backlog(100.0, 0, 0.0, False), 0.0)
+    bench.admit()
+    assert bench.poll(90.0) == []
+    assert bench.core.wake_at_ms() == 100.0
+    bench.core.frame(worker, frames.Backlog(10.0, 0, 0.0, True), 90.0)
+    bench.admit(90.0)
+    assert len(bench.poll(98.0)) == 1, "it is the most urgent now"
+    bench.core.frame(worker, frames.Backlog(10.0, next(iter(worker.sent)), 0.0, False), 98.0)
+    assert worker.room_ms == 108.0, "behind its own too"

@@ -457,7 +457,7 @@ def test_short_rows_are_chosen_for_as_if_there_were_no_longer_ones(rows: int, as
 
 def test_only_what_is_padded_to_the_same_length_joins_another_brokers_batch() -> None:
     bench = Padded()
-    bench.core.frame(bench.loaded, frames.Backlog(100.0, 0, 0.0), 0.0)
+    bench.core.frame(bench.loaded, frames.Backlog(100.0, 0, 0.0, True), 0.0)
     for length in (9, 3, 4):
         bench.ask(tokens(length))
     assert bench.batches() == []

@@ -683,15 +683,53 @@ def test_several_brokers_are_told_what_the_device_has_to_do_and_one_alone_is_not
     queue.poll(0)
     queue.push(1, batch(5, [item(1)], cost_ms=30.0))
     frames = told(queue, 1)
-    assert frames[2] == Backlog(30.0, 0, 0.0)
+    assert frames[2] == Backlog(30.0, 0, 0.0, True)
     assert told(queue, 2) == {}, "they know"
     queue.demand(1, Demand(80.0, None))
-    assert told(queue, 11) == {2: Backlog(20.0, 0, 80.0)}
+    assert told(queue, 11) == {2: Backlog(20.0, 0, 80.0, True)}
     queue.ran(11.0)
     assert {link: frame.ends_in_ms for link, frame in told(queue, 12).items()} == {1: 0.0, 2: 0.0}
     alone = make_queue(1)
     alone.push(1, batch(5, [item(1)], cost_ms=30.0))
     assert told(alone, 1) == {}
+
+
+def test_who_has_the_earliest_deadline_is_told_that_it_is_next_and_the_others_that_they_are_not() -> None:
+    def told(now_ms: float) -> dict[int, bool]:
+        frames = [(i.link, i.frame) for i in queue.poll(now_ms) if isinstance(i, Tell)]
+        return {link: frame.is_next for link, frame in frames if isinstance(frame, Backlog)}
+
+    queue = make_queue(1, 2, 3)
+    queue.poll(0)
+    queue.demand(1, Demand(0.5, 900.0))
+    queue.demand(2, Demand(0.5, 500.0))
+    assert told(1) == {1: False, 3: False}
+    queue.demand(1, Demand(0.5, 400.0))
+    assert told(2) == {1: True, 2: False}
+    assert told(400) == {1: False, 2: True}, "it cannot have it any more"
+    queue.demand(2, Demand(0.0, None))
+    assert told(401) == {1: True, 3: True}, "whoever has something"
+
+
+def test_a_small_batch_that_did_not_join_a_run_goes_back_and_a_full_one_waits() -> None:
+    def returned(*batches: tuple[int, Batch]) -> dict[int, list[int]]:
+        queue = waiting(*batches)
+        frames = [(i.link, i.frame) for i in queue.poll(1) if isinstance(i, Tell)]
+        return {
+            link: [each.record.offset for each in frame.items if each.disposition == "returned"]
+            for link, frame in frames
+            if isinstance(frame, Outcome)
+        }
+
+    urgent, small = part(1, [item(1, 11.5)]), part(1, [item(2), item(3)])
+    assert returned((1, urgent), (2, small)) == {2: [2, 3]}
+    assert returned((1, part(1, [item(1, 90.0)])), (2, small)) == {}, "it joined"
+    assert returned((1, urgent), (2, batch(1, [item(2), item(3)], cost_ms=10.0))) == {}, "it cannot grow"
+    alone = make_queue(1)
+    for of in (urgent, replace(small, batch=2)):
+        alone.push(1, of)
+    assert started(alone, 1) == [1]
+    assert alone.statistics().queued_items == 2, "nobody else may have more urgent work"
 
 
 def test_who_has_work_queued_is_called_to_fill_up_what_waits() -> None:
