@@ -4,8 +4,8 @@ One queue per (variant, group, shape of a row): what may share a batch. Rows tha
 are padded to (:mod:`modelless.padding`). A batch leaves when a device has room for it, so that it grows by itself while
 the device is busy and a lone query is never kept waiting for company. Its size is the largest that is useful (beyond
 some size throughput stops growing), whose predicted end still meets the deadline at the head of the queue, and that
-does not block the device for more than half of the shortest latency that anybody asked of the group lately: a batch
-cannot be interrupted.
+does not block the device for too long beside the shortest latency that anybody asked of the group lately: a batch
+cannot be interrupted (:meth:`broker.groups.Group.block_ms`).
 
 What belongs to a topic that is ahead of its share (:mod:`broker.fairness`) waits behind all others, by deadline too.
 """
@@ -32,7 +32,7 @@ BATCH_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of inputs that are padded."""
 NEVER = float("inf")
 RUN_SHARE = 0.5
-"""Of a query's slack, or of the shortest latency asked of a group lately: no batch takes more, if it can be smaller."""
+"""Of a query's latency that a full batch for it takes, if it can be smaller."""
 BEHIND_MS = 1e14
 """Later than any deadline. Who is ahead of its share waits in the order of its deadlines so much later."""
 TIGHTNESS_PERIOD_MS = 5000.0

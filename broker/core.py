@@ -36,7 +36,6 @@ from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
 from broker.prices import Prices
 from broker.ranking import Teams
-from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
 from broker.statistics import Shed, ShedReason, Statistics
@@ -45,7 +44,7 @@ from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
 from modelless.headers import EXPLAIN
-from modelless.messages import Cancel, Demanded, Labels, RecordId, Route
+from modelless.messages import Cancel, Demanded, Labels, RecordId
 
 CANCELS_MAX = 10_000
 LATE_TURN_MS = 10_000.0
@@ -136,7 +135,6 @@ class Core:
         self._rank_ms = -NEVER
         self._wants = Wants()
         self._demand = DemandMeter()
-        self._routes = Routes()
         self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
         self._polled_ms = -NEVER
         self._due_ms = -NEVER
@@ -235,10 +233,9 @@ class Core:
         self._place_all(waiting, now_ms)
         self._unpark(now_ms)
 
-    def planned(self, wanted: Mapping[str, frozenset[str]], now_ms: float, routes: Sequence[Route] = ()) -> None:
+    def planned(self, wanted: Mapping[str, frozenset[str]], now_ms: float) -> None:
         """A plan was read: what is wanted on which worker (by name). A version takes over when it is there."""
         self._wanted = wanted
-        self._routes = Routes(routes)
         for worker in self.workers():
             self._present(worker)
         self._unpark(now_ms)
@@ -419,10 +416,7 @@ class Core:
             latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
             self._demand.add(entry.query, latency_ms, floor, entry.rows)
         wanting = first and next(self._turn)
-        routes = None if self._fairness.spares(entry.account) else self._routes  # those are for what all ask for
-        choice = self._selector.choose(
-            entry, target, now_ms, self._waits_ms, floor, wanting=wanting, routes=routes, find=self._candidate
-        )
+        choice = self._selector.choose(entry, target, now_ms, self._waits_ms, floor, wanting=wanting)
         if first and choice.wanted is not None:
             times = WANT_TURNS if isinstance(choice, Chosen) else 1
             self._wants.add(choice.wanted.key, times * entry.rows)
@@ -443,10 +437,6 @@ class Core:
             case Parked():
                 self._park(entry)
         return None
-
-    def _candidate(self, key: str) -> Candidate | None:
-        variant, _, group = key.rpartition("@")
-        return self.catalog.candidate(variant, group)
 
     def _explain(self, entry: Entry, target: Target, choice: Choice, now_ms: float) -> None:
         """Why this choice, as a header of whatever reply it comes to."""

@@ -16,7 +16,6 @@ from broker.catalog import Candidate, Catalog, Target
 from broker.ledger import Address, Entry, Source
 from broker.prices import Prices
 from broker.ranking import Teams
-from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector, Waits
 from broker.usual import Usual
 from broker.versions import Loaded
@@ -31,7 +30,6 @@ from modelless.messages import (
     Profile,
     Query,
     RecordId,
-    Route,
 )
 
 HEADER_CANDIDATES_MAX = 16
@@ -148,10 +146,8 @@ def _behind(candidate: Candidate, choice: Choice, query: Query) -> str:
     """Nothing speaks against it, but another one is better."""
     if not isinstance(choice, Chosen):
         return "would do"
-    if choice.by == "route":
-        return "not next on the plan's route"
     if choice.by == "price":
-        return "under load not worth its device time"
+        return "under load not as good for its device time"
     chosen = choice.candidate
     if query.prefer == "latency":
         return "would answer later"
@@ -171,10 +167,8 @@ def _words(choice: Choice, query: Query) -> str:
         case Chosen(candidate=candidate, missed=missed, by=by):
             text = f"{candidate.variant} on {candidate.group}: "
             text += f"gives up {' and '.join(missed)}" if missed else ""
-            if by == "route":
-                text += ", next on the plan's route" if missed else "next on the plan's route, and in time"
-            elif by == "price":
-                text += ", since under load more of it is not worth its device time"
+            if by == "price":
+                text += f"{', ' if missed else ''}the best for its device time under load"
             elif not missed:
                 text += f"{best} that answers in time"
         case Refused(status=status, message=message):
@@ -272,17 +266,15 @@ def explain_asked(
     catalog: Catalog,
     backlog_ms: Mapping[str, float],
     accuracy_slack: float,
-    routes: Sequence[Route] = (),
 ) -> tuple[Choice, Explanation]:
     """Choose for such an entry as a broker would, with so much work (ms) before it; the target has candidates.
 
-    ``routes``: the plan's; what followed them until now, and what prices have learned, only the brokers know.
+    What prices have learned only the brokers know.
     """
 
     def waits(teams: Sequence[Teams], entry: Entry, now_ms: float) -> list[float]:
         return [backlog_ms.get(of.group, 0.0) / len(team) for of in teams for team in of.teams]
 
     selector = Selector(accuracy_slack, Prices(catalog.price_ranges()))
-    by_key = {candidate.key: candidate for candidate in target.ranking.candidates}
-    choice = selector.choose(entry, target, 0.0, waits, routes=Routes(routes), find=by_key.get)
+    choice = selector.choose(entry, target, 0.0, waits)
     return choice, explain(entry, target, choice, selector.accuracy_floor(entry, target), 0.0, waits)

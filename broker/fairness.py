@@ -108,12 +108,6 @@ class Fairness:
             self.several = len(self._accounts) > 1
         return account if self.several else None
 
-    def spares(self, account: Account | None) -> bool:
-        """Whether others are ahead of their shares and this one is not: what they ask for is none of its business."""
-        if account is None or account.is_ahead_somewhere:
-            return False
-        return any(each.is_ahead_somewhere for each in self._accounts.values())
-
     def sent(self, group: str, costs_ms: Mapping[Account, float], excluded: Collection[Account] = ()) -> None:
         """A batch was sent that costs so much for each topic in it.
 

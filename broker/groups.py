@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from broker.batcher import BEHIND_MS, NEVER, RUN_SHARE, Tightness, VariantQueue
+from broker.batcher import BEHIND_MS, NEVER, Tightness, VariantQueue
 from broker.catalog import Candidate, Signature
 from broker.devices import Worker
 from modelless.frames import Demand
@@ -115,8 +115,13 @@ class Group:
     # --- what follows ---------------------------------------------------------------------------------------------
 
     def block_ms(self, now_ms: float) -> float:
-        """How long a batch may block a device."""
-        return RUN_SHARE * self.tightness.latency_ms(now_ms)
+        """How long a batch may block a device.
+
+        Who is in a hurry waits for the first of the devices that is free, then runs in as large a batch: of n devices,
+        with 1/n of a batch left at that one, both take its latency.
+        """
+        devices = len(self.workers)
+        return devices / (devices + 1) * self.tightness.latency_ms(now_ms)
 
     @property
     def head_ms(self) -> float:

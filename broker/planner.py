@@ -31,7 +31,6 @@ from modelless.messages import (
     ModelVersion,
     Plan,
     Profile,
-    Route,
     split_variant,
 )
 
@@ -112,7 +111,6 @@ class Planner:
         self._asked_ms: dict[str, float] = {}
         self._options = placement.Options(time_limit_s=0.5, load_gain_min=0.005)
         self._allocation: Mapping[str, Sequence[str]] = {}
-        self._routes: tuple[Route, ...] = ()
         self._allocated_by: object = None
         self._allocated_for: Mapping[str, float] = {}
         self._allocate_ms = 0.0
@@ -158,14 +156,14 @@ class Planner:
                     outdated.get(worker.name, {}),
                 )
             reasons += _reasons(group, values, load, default | besides)
-        same = previous is not None and previous.workers == assignments and previous.routes == self._routes
+        same = previous is not None and previous.workers == assignments
         if same and previous is not None and previous.leader == leader:
             return None
         self._settle(before, assignments, situation, now_ms)
         if len(reasons) > REASONS_MAX:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
-        return Plan(epoch, leader, now_ms, assignments, tuple(reasons), self._routes)
+        return Plan(epoch, leader, now_ms, assignments, tuple(reasons))
 
     def _allocated(
         self, groups: Sequence[_Group], default: Set[str], situation: Situation, now_ms: float
@@ -183,7 +181,7 @@ class Planner:
             return self._allocation
         self._allocated_by, self._allocated_for, self._allocate_ms = known, volume, now_ms + ALLOCATE_INTERVAL_MS
         if not situation.demand:
-            self._allocation, self._routes = {}, ()
+            self._allocation = {}
             return self._allocation
         choices = [
             _choice(group, item, group.profiles[item.key])
@@ -218,17 +216,6 @@ class Planner:
             for group in groups
             for worker in group.workers
         }
-        self._routes = tuple(
-            Route(
-                demand.task,
-                None if demand.latency_ms == inf else demand.latency_ms,
-                demand.accuracy_min,
-                demand.by_accuracy,
-                {f"{variant}@{group}": round(share, 4) for (variant, group), share in shares.items()},
-            )
-            for demand, shares in zip(found.classes, found.shares, strict=True)
-            if not demand.degrades
-        )
         return self._allocation
 
     def _remember(self, before: Mapping[str, Assignment], situation: Situation, now_ms: float) -> None:

@@ -1,8 +1,9 @@
 """What device time is worth while work waits for it: a price per group, in accuracy per device-millisecond.
 
-A query that may be answered less accurately under load (``on_miss: degrade``) is not given whatever is still in time
-for itself alone: the slowest variant would fill the queue up to everybody's deadline, and most of what comes next would
-be late. Each option costs the price of the device time of its row, and the one with the most accuracy left is taken.
+A query is not given whatever is still in time for itself alone: the slowest variant would fill the queue up to
+everybody's deadline, and most of what comes next would be late. Each option costs the price of the device time of its
+row; of those that prefer accuracy, the one with the most of it left is taken, of those that prefer cost one whose time
+is worth little.
 
 All tasks pay the same price for the same devices, whatever their variants are like, so that none takes what another one
 would make more of. It lies between what brings the least and the most there, L and U::
@@ -29,7 +30,8 @@ from typing import NamedTuple
 TARGET = 0.2
 """Of their slack that queries should wait for devices in demand."""
 LEARN_MS = 2000.0
-"""The level rises by 1 in so long if queries have to wait for all of their slack and more."""
+"""The level rises by 1 in little more than that if queries have to wait for all of their slack, and falls by 1 in so
+long if they do not wait at all; in between by less, in proportion, and when it falls by its square."""
 LEVEL_MAX = 10.0
 """Of more nobody has to know how much; it only has to be a number."""
 TEAMS_MAX = 1024
@@ -64,8 +66,10 @@ class Level:
         passed_ms = now_ms - self.seen_ms
         self.seen_ms = now_ms
         if passed_ms > 0.0:  # a clock may be set back
-            counted = share if share < 1.0 else 1.0
-            learned = self.learned + (counted - TARGET) * (passed_ms if passed_ms < LEARN_MS else LEARN_MS) / LEARN_MS
+            gap = (share if share < 1.0 else 1.0) - TARGET
+            if gap < 0.0:
+                gap = -gap * gap / TARGET**2
+            learned = self.learned + gap * (passed_ms if passed_ms < LEARN_MS else LEARN_MS) / LEARN_MS
             self.learned = 0.0 if learned < 0.0 else learned if learned < 1.0 else 1.0
         self.now = self.learned + share
 

@@ -40,6 +40,7 @@ from broker.view import (
     Slots,
     View,
     keys_of,
+    thriftiest,
     worthiest,
 )
 from modelless.messages import Prefer
@@ -340,18 +341,49 @@ class Ranking:
             view = self._view(prefer, rows)
         return view.best(bounds, accuracy_min, cost_max)
 
+    def thriftiest(
+        self,
+        rows: int,
+        bounds: Sequence[Bound],
+        prices: Mapping[int, float],
+        accuracy_min: float,
+        cost_max: float,
+        without: tuple[object, ...] = (),
+    ) -> Candidate | None:
+        """The cheapest of what takes hardly more device time than need be, at these prices of a ms by class.
+
+        Of each class only the cheapest counts: it hardly ever takes more of its device's time than another one.
+        None where an answer is worth less than its time.
+        """
+        if self._changed:
+            self._follow_up()
+        if not without:
+            view = self._views.get(("cost", rows))
+            if view is None or view.age != self._age:
+                view = self._view("cost", rows)
+            return thriftiest(view.cheapest(bounds, prices, accuracy_min, cost_max))
+        slots, lat_ms, _ = self._within(rows, bounds, accuracy_min, cost_max, without)
+        order = np.lexsort(keys_of("cost", self._losses[:, slots], lat_ms)[::-1])
+        cheapest: dict[int, Candidate] = {}
+        for slot in slots[order]:
+            cheapest.setdefault(int(self._class_of[slot]), self._candidates[slot])
+        return thriftiest((candidate, prices[class_id]) for class_id, candidate in cheapest.items())
+
     def worthiest(
         self,
         rows: int,
         bounds: Sequence[Bound],
         prices: Mapping[int, float],
+        accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...] = (),
+        left_min: float = -NEVER,
     ) -> Candidate | None:
         """The most accuracy left after the price of a row's device time, of what is in time and affordable.
 
         Args:
             prices: of a device-millisecond, by class.
+            left_min: there must be more than that.
             without: candidates that do not count.
         """
         if self._changed:
@@ -360,10 +392,11 @@ class Ranking:
             view = self._views.get(("accuracy", rows))
             if view is None or view.age != self._age:
                 view = self._view("accuracy", rows)
-            return worthiest(view.priced(bounds, prices, cost_max))
+            return worthiest(view.priced(bounds, prices, cost_max), accuracy_min, left_min)
         slots, lat_ms, _ = self._within(rows, bounds, -NEVER, cost_max, without)
         order = np.lexsort(keys_of("accuracy", self._losses[:, slots], lat_ms)[::-1])
-        return worthiest((self._candidates[slots[at]], prices[int(self._class_of[slots[at]])]) for at in order)
+        priced = ((self._candidates[slots[at]], prices[int(self._class_of[slots[at]])]) for at in order)
+        return worthiest(priced, accuracy_min, left_min)
 
     def _too_early(self, prefer: Prefer, rows: int) -> bool:
         """Whether to make a view of so many later, when it is asked for more often, lest each change costs one."""

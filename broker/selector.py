@@ -5,10 +5,10 @@ query's own rows, cost at the batches of late. *Would it be met now?* adds the p
 queued ahead of its deadline. Among what answers yes to both, the query's ``prefer`` decides. What happens otherwise is
 the contract's table of ``on_miss``; ``cost_max`` is never given up.
 
-Two things come before ``prefer``, for queries with a deadline. A query that degrades pays for device time
-(:mod:`broker.prices`): it goes below its floor where work waits, and what is left of the accuracy there is more. For
-one that does not and names a task, the plan's route for its class (:mod:`broker.routes`), if there is one, says which
-of what is in time is next.
+While queries have to wait, device time has a price (:mod:`broker.prices`), and every query with a deadline pays it.
+What prefers accuracy gets what has the most of it left after the price; what prefers cost the cheapest of what takes
+hardly more of the devices' worth than need be. An answer is worth its accuracy: a query of which no answer would be
+worth its time is refused, and one that degrades goes below its floor, where any answer is better than none.
 
 What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
 else could answer, the choice names it as *wanted*, which the brokers tell the leader.
@@ -24,12 +24,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from broker.batcher import RUN_SHARE
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import Prices
+from broker.prices import LEARN_MS, Prices
 from broker.ranking import Ranking, Teams
-from broker.routes import Routes, Shares
 from broker.view import NEVER, UNLOADED, Bound
 from modelless.messages import Prefer
 
@@ -41,8 +39,8 @@ class Chosen(NamedTuple):
     candidate: Candidate
     missed: tuple[str, ...] = ()
     wanted: Candidate | None = None
-    by: Literal["prefer", "price", "route"] = "prefer"
-    """What decided: the query's preference, the price of device time, or the plan's route."""
+    by: Literal["prefer", "price"] = "prefer"
+    """What decided: the query's preference, or besides that the price of device time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +76,12 @@ class Selector:
         floor: float | None = None,
         *,
         wanting: bool = True,
-        routes: Routes | None = None,
-        find: Callable[[str], Candidate | None] = lambda key: None,
     ) -> Choice:
         """Decide for one query; the whole table of ``on_miss``. The target has candidates.
 
         Args:
             floor: the accuracy floor where it is not the target's: a canary stands in for what was named.
             wanting: whether to look for what would be better than what is chosen; it is done anyway where nothing is.
-            routes: the plan's.
-            find: the candidate of ``variant@group``.
         """
         query, ranking = entry.query, target.ranking
         if floor is None:
@@ -100,89 +94,20 @@ class Selector:
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
         stretch = target.stretch(query.inputs, entry.rows)
         slack_ms *= stretch
-        shares = None
-        if routes is not None and query.task is not None and query.on_miss == "reject" and 0 < slack_ms < NEVER:
-            shares = routes.of(query, entry.latency_deadline_ms - arrival_ms, floor)  # type: ignore[operator]
-        choice: Choice | None = None
-        if shares is not None:
-            choice = self._routed(entry, ranking, shares, find, waits, now_ms, floor, cost_max, slack_ms, stretch)
-        if choice is None:
-            choice = self._preferred(entry, ranking, waits, now_ms, floor, cost_max, slack_ms, stretch, wanting=wanting)
-        if shares is not None and isinstance(choice, Chosen):
-            shares.took(choice.candidate.key, entry.rows)
-        return choice
-
-    def _routed(
-        self,
-        entry: Entry,
-        ranking: Ranking,
-        shares: Shares,
-        find: Callable[[str], Candidate | None],
-        waits: Waits,
-        now_ms: float,
-        floor: float,
-        cost_max: float,
-        slack_ms: float,
-        stretch: float,
-    ) -> Chosen | None:
-        """Where the plan wants it next, of what will be in time and answers for the target; the plan may be outdated.
-
-        Nothing is wanted besides: the plan was made in the knowledge of what is not loaded.
-        """
-        for key in shares.order():
-            candidate = find(key)
-            if candidate is None or not candidate.team or candidate not in ranking or candidate in entry.refused_by:
-                continue
-            if candidate.cost_per_1000_usual > cost_max or candidate.accuracy_low < floor:
-                continue
-            (wait_ms,) = waits((Teams(candidate.group, (candidate.team,)),), entry, now_ms)
-            wait_ms *= stretch
-            self._prices.see(candidate.group, candidate.team, wait_ms / slack_ms, now_ms, entry.account)
-            run_ms = max(candidate.lat_ms(entry.rows), min(candidate.batch_ms, RUN_SHARE * slack_ms))
-            if wait_ms + run_ms <= slack_ms:
-                return Chosen(candidate, (), None, "route")
-        return None
-
-    def _preferred(
-        self,
-        entry: Entry,
-        ranking: Ranking,
-        waits: Waits,
-        now_ms: float,
-        floor: float,
-        cost_max: float,
-        slack_ms: float,
-        stretch: float,
-        *,
-        wanting: bool,
-    ) -> Choice:
-        """By what the query prefers, and what device time is worth; without a plan's route."""
-        query, see = entry.query, self._prices.see
         is_urgent = 0 < slack_ms < NEVER
-        pays = is_urgent and query.on_miss == "degrade"
         bounds: list[Bound] = []
         prices: dict[int, float] = {}
         for (class_id, group, team), wait_ms in zip(ranking.classes, waits(ranking.teams, entry, now_ms), strict=True):
-            if stretch != 1.0:
-                wait_ms *= stretch
+            wait_ms *= stretch
             bounds.append((class_id, wait_ms, slack_ms - wait_ms))
-            if pays:
-                prices[class_id] = see(group, team, wait_ms / slack_ms, now_ms, entry.account) / stretch
-        found = ranking.best(query.prefer, entry.rows, bounds, floor, cost_max, entry.refused_by)
-        if is_urgent and not pays:  # what it is refused by, or takes, is as scarce as it finds it
-            for each, (_, wait_ms, _) in zip(ranking.classes, bounds, strict=True):
-                if found is None or (each.group, each.team) == (found.group, found.team):
-                    see(each.group, each.team, wait_ms / slack_ms, now_ms, entry.account)
-        pays = pays and (found is None or query.prefer == "accuracy")  # else the floor is kept while there is time
+            if is_urgent:
+                price = self._prices.see(group, team, wait_ms / slack_ms, now_ms, entry.account)
+                prices[class_id] = price / stretch
+        asked = Asked(entry, ranking, bounds, prices, floor, cost_max, slack_ms, stretch)
+        found = asked.best()
         wanting = wanting and ranking.unloaded > 0
-        if found is not None and not pays and not wanting:
-            return Chosen(found)
-        asked = Asked(entry, ranking, bounds, floor, cost_max, slack_ms, stretch)
-        choice = asked.priced(prices, found, wanting=wanting) if pays else None
-        if choice is not None:
-            return choice
         if found is not None:
-            return Chosen(found, (), asked.wanted(query.prefer, found, floor, asked.latency_ms))
+            return found._replace(wanted=asked.better(found)) if wanting else found
         missed = asked.missed(asked.wanted(query.prefer, None, floor, asked.latency_ms))
         return missed if wanting or not isinstance(missed, Chosen) else missed._replace(wanted=None)
 
@@ -200,12 +125,13 @@ class Asked:
         entry: Entry,
         ranking: Ranking,
         bounds: Sequence[Bound],
+        prices: Mapping[int, float],
         floor: float,
         cost_max: float,
         slack_ms: float,
         stretch: float = 1.0,
     ) -> None:
-        self._entry, self._ranking, self._bounds = entry, ranking, bounds
+        self._entry, self._ranking, self._bounds, self._prices = entry, ranking, bounds, prices
         self._floor, self._cost_max, self._slack_ms, self._stretch = floor, cost_max, slack_ms, stretch
         deadline_ms = entry.latency_deadline_ms
         self.latency_ms = NEVER if deadline_ms is None else (deadline_ms - entry.source.arrival_ms) * stretch
@@ -229,22 +155,31 @@ class Asked:
         rows = self._entry.rows
         return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
 
-    def priced(self, prices: Mapping[int, float], found: Candidate | None, *, wanting: bool) -> Chosen | None:
-        """What has the most accuracy left after the price of its time."""
-        entry, ranking = self._entry, self._ranking
-        worthiest = ranking.worthiest(entry.rows, self._bounds, prices, self._cost_max, entry.refused_by)
-        if worthiest is None:
+    def best(self) -> Chosen | None:
+        """What is worth most, of what is in time."""
+        query, entry = self._entry.query, self._entry
+        if query.prefer == "latency" or not any(self._prices.values()):
+            found = self._best(query.prefer, self._bounds, self._floor)
+            return Chosen(found) if found is not None else None
+        degrades = query.on_miss == "degrade"
+        limits = entry.rows, self._bounds, self._prices
+        if query.prefer == "cost":
+            found = self._ranking.thriftiest(*limits, self._floor, self._cost_max, entry.refused_by)
+            if found is not None:
+                return Chosen(found, (), None, "price")
+        floor, left_min = (-NEVER, -NEVER) if degrades else (self._floor, 0.0)
+        found = self._ranking.worthiest(*limits, floor, self._cost_max, entry.refused_by, left_min)
+        if found is None:
             return None
-        best = found or self._best("accuracy", self._bounds, -NEVER)
-        assert best is not None
-        is_below = worthiest.accuracy_low < self._floor
-        wanted = None
-        if wanting:
-            wanted = self.wanted(entry.query.prefer, None if is_below else worthiest, self._floor, self.latency_ms)
-            if is_below and wanted is None:
-                wanted = self.wanted("accuracy", worthiest, -NEVER, self.latency_ms)
-        by: Literal["prefer", "price"] = "price" if best.accuracy_low > worthiest.accuracy_low else "prefer"
-        return Chosen(worthiest, ("accuracy",) if is_below else (), wanted, by)
+        return Chosen(found, ("accuracy",) if found.accuracy_low < self._floor else (), None, "price")
+
+    def better(self, chosen: Chosen) -> Candidate | None:
+        """What nobody has loaded and would be better than what is chosen."""
+        prefer, of, is_below = self._entry.query.prefer, chosen.candidate, "accuracy" in chosen.missed
+        wanted = self.wanted(prefer, None if is_below else of, self._floor, self.latency_ms)
+        if is_below and wanted is None:
+            wanted = self.wanted("accuracy", of, -NEVER, self.latency_ms)
+        return wanted
 
     def missed(self, wanted: Candidate | None) -> Choice:
         """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""
@@ -299,6 +234,9 @@ class Asked:
                 late_ms = min(late_ms, refused.lat_ms(rows))
         if late_ms == NEVER or self._slack_ms == NEVER:
             return Parked(wanted)
+        if late_ms <= 0:
+            message = "under the present load its device time is worth more to others; retry later"
+            return Refused("RESOURCE_EXHAUSTED", message, LEARN_MS, wanted)
         late_ms /= self._stretch
         return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms, wanted)
 

@@ -322,7 +322,7 @@ class Broker:
             if self._plan is None or plan.epoch >= self._plan.epoch:
                 self._plan = plan
                 wanted = {name: frozenset(assignment.load) for name, assignment in plan.workers.items()}
-                self._core.planned(wanted, self._clock.now_ms(), plan.routes)
+                self._core.planned(wanted, self._clock.now_ms())
                 self.kick()
 
     def _on_cancel(self, record: ConsumerRecord) -> None:

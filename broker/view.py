@@ -27,6 +27,8 @@ EXACT_MAX = 512
 """Candidates in all fronts together up to which each has a bucket of its own."""
 BUCKETS_MAX = 128
 """Of more than these."""
+THRIFT = 0.05
+"""Of an answer's worth: device time that is given up for a lower cost."""
 ANY, GONE, UNLOADED = -1, 0, 1
 """In place of a class: all; no candidate any more; those that nobody has loaded."""
 
@@ -76,11 +78,30 @@ def keys_of(prefer: Prefer, losses: Floats, lat_ms: Floats) -> tuple[Floats, Flo
     return (cost, accuracy, lat_ms) if prefer == "cost" else (accuracy, cost, lat_ms)
 
 
-def worthiest(priced: Iterable[tuple[Candidate, float]]) -> Candidate | None:
-    """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy."""
-    best, most = None, -NEVER
+def thriftiest(priced: Iterable[tuple[Candidate, float]]) -> Candidate | None:
+    """The cheapest of those that take hardly more of what device time is worth than need be.
+
+    None if an answer is worth less than its device time, whoever gives it; it is worth its accuracy.
+    """
+    options = [(price * candidate.row_ms, candidate) for candidate, price in priced]
+    options = [(worth, candidate) for worth, candidate in options if worth < candidate.accuracy_low]
+    if not options:
+        return None
+    worth_max = min([worth for worth, _ in options]) + THRIFT
+    frugal = [candidate for worth, candidate in options if worth <= worth_max]
+    return min(frugal, key=lambda each: (each.cost_per_1000_usual, -each.accuracy_low))
+
+
+def worthiest(
+    priced: Iterable[tuple[Candidate, float]], accuracy_min: float = -NEVER, left_min: float = -NEVER
+) -> Candidate | None:
+    """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy.
+
+    None if it is not more than ``left_min``.
+    """
+    best, most = None, left_min
     for candidate, price in priced:
-        if candidate.accuracy_low <= most:
+        if candidate.accuracy_low <= most or candidate.accuracy_low < accuracy_min:
             break
         left = candidate.accuracy_low - price * candidate.row_ms
         if left > most:
@@ -131,6 +152,24 @@ class View:
         equal = (accuracy[1:] == accuracy[:-1]) & (cost[1:] == cost[:-1])
         self._equal: list[bool] = [False, *equal.tolist()]
         """Whether it has the same accuracy and cost as the one before it."""
+
+    def cheapest(
+        self, bounds: Sequence[Bound], prices: Mapping[int, float], accuracy_min: float, cost_max: float
+    ) -> Iterator[tuple[Candidate, float]]:
+        """Of a view by cost, that of each class which is in time and accurate, with the class's price."""
+        assert self._accuracy is not None
+        accurate = self._accuracy.sets[bisect_right(self._accuracy.lows, -accuracy_min)]
+        for class_id, _, lat_ms_max in bounds:
+            lows, sets = self._by_class[class_id]
+            found = accurate & sets[bisect_right(lows, lat_ms_max)]
+            while found:
+                place = found.bit_length() - 1
+                candidate = self._candidates[place]
+                if self._exact or (self._lat_ms[place] <= lat_ms_max and candidate.accuracy_low >= accuracy_min):
+                    if candidate.cost_per_1000_usual <= cost_max:
+                        yield candidate, prices[class_id]
+                    break
+                found ^= 1 << place
 
     def priced(
         self, bounds: Sequence[Bound], prices: Mapping[int, float], cost_max: float

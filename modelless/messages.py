@@ -318,20 +318,6 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """How one class of queries that do not degrade is to be divided."""
-
-    task: str
-    latency_ms: float | None
-    """At least so much is allowed; None: without a deadline."""
-    accuracy_min: float
-    by_accuracy: bool
-    """``prefer: accuracy``."""
-    shares: Mapping[str, float]
-    """By ``variant@group``; what is missing to 1 cannot be served."""
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The one authority for what is loaded (topic ``modelless.plan``, key ``plan``)."""
 
@@ -340,7 +326,6 @@ class Plan:
     created_ms: float
     workers: Mapping[str, Assignment]
     reasons: tuple[str, ...] = ()
-    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,7 +387,7 @@ class Ours:
             self._plan = plan
             wanted = {name: frozenset(assignment.load) for name, assignment in plan.workers.items()}
             for broker in self.brokers:
-                broker.core.planned(wanted, now_ms, plan.routes)
+                broker.core.planned(wanted, now_ms)
                 broker.pump()
         if self._plan is not None:
             for name, worker in self.workers.items():

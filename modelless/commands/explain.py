@@ -72,7 +72,7 @@ async def _show(config: Config, query: Query, rows: int, *, as_json: bool) -> in
     from broker.selector import Chosen
     from modelless.errors import NotFoundError
 
-    catalog, backlog_ms, states, routes = await _look(config)
+    catalog, backlog_ms, states = await _look(config)
     target = catalog.resolve(query)
     name = query.task or query.model or query.variant
     if target is None:
@@ -81,7 +81,7 @@ async def _show(config: Config, query: Query, rows: int, *, as_json: bool) -> in
         typer.echo(f"nothing of {name} has been measured yet: a query would wait; see `modelless status`")
         return 1
     entry = asked(query, rows, config.broker.latency_ms_default)
-    choice, explanation = explain_asked(entry, target, catalog, backlog_ms, config.broker.accuracy_slack, routes)
+    choice, explanation = explain_asked(entry, target, catalog, backlog_ms, config.broker.accuracy_slack)
     if as_json:
         import json
 
@@ -98,8 +98,8 @@ async def _show(config: Config, query: Query, rows: int, *, as_json: bool) -> in
     return 0 if isinstance(choice, Chosen) else 1
 
 
-async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, str], Sequence[Any]]:
-    """The catalog that a broker would have, ms of work by group, states by ``variant@group``, and the plan's routes."""
+async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, str]]:
+    """The catalog that a broker would have, ms of work by group, and states by ``variant@group``."""
     from broker.explain import catalog_of
     from modelless.catalog import CatalogView
     from modelless.fleet import FleetView
@@ -129,7 +129,7 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
         backlog_ms[group] = backlog_ms.get(group, 0.0) + worker.statistics.get("backlog_ms", 0.0)
     states = {each.key: "active" if each.workers else "inactive" for each in catalog.candidates()}
     states |= {f"{each.variant}@{each.group}": each.state for each in conditions}
-    return catalog, backlog_ms, states, plans.plan.routes if plans.plan is not None else ()
+    return catalog, backlog_ms, states
 
 
 def _usual(brokers: Sequence[Member]) -> dict[str, tuple[float, float]]:

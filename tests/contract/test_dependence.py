@@ -44,7 +44,6 @@ PURE = frozenset(
         "broker.prices",
         "broker.profiles",
         "broker.ranking",
-        "broker.routes",
         "broker.selector",
         "broker.shadows",
         "broker.statistics",

@@ -32,7 +32,6 @@ from modelless.messages import (
     Profile,
     Query,
     Reply,
-    Route,
     Served,
 )
 from modelless.structure import to_map
@@ -233,7 +232,6 @@ _PLAN = Plan(
         "cpu-small-1": Assignment(outdated={"digits-cnn:3/onnx-fp32": 1_800_000_060_000.0}),
     },
     reasons=("everything fits",),
-    routes=(Route("digits", 50.0, 0.9375, True, {"digits-cnn:3/onnx-fp32@cpu-small": 0.75}),),
 )
 _MEMBER = Member(
     kind="worker",

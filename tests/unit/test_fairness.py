@@ -81,8 +81,6 @@ def test_who_has_the_most_is_ahead_and_who_asks_for_little_is_not() -> None:
     assert fairness.turned("cpu", 1, 0) == [a]
     assert fairness.turned("cpu", 1, 0) == []
     assert (a.is_ahead("cpu"), b.is_ahead("cpu"), a.is_ahead("gpu")) == (True, False, False)
-    assert fairness.spares(b)
-    assert not fairness.spares(a)
     a.take("cpu", 34)
     fairness.sent("cpu", {a: 34})
     assert fairness.turned("cpu", 1, 0) == [a]

@@ -13,6 +13,7 @@ class; stop at the first class that answers.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass, field
 from math import exp
 from operator import le
@@ -26,9 +27,10 @@ from hypothesis import strategies as st
 from broker import ranking, view
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import Prices
+from broker.prices import LEARN_MS, Prices
 from broker.profiles import LatencyTable
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
+from broker.view import THRIFT
 from modelless.messages import BatchTime
 
 INF = float("inf")
@@ -186,9 +188,9 @@ class Oracle:
     def check(self, choice: Choice) -> None:
         """The table of ``on_miss``."""
         prefer, on_miss = self.asked.query.prefer, self.asked.query.on_miss
-        if self.degrades(choice):
+        if self.pays(choice) or self.degrades(choice):
             pass
-        elif ready := self.in_time(self.feasible):
+        elif not self.is_scarce and (ready := self.in_time(self.feasible)):
             self.assert_best(choice, ready, prefer)
         elif on_miss == "late" and self.accurate:
             if waiting := self.loaded(self.accurate):
@@ -211,33 +213,61 @@ class Oracle:
         self.check_wanted(choice)
 
     def degrades(self, choice: Choice) -> bool:
-        """Whether it has to go below the floor, or does so for the price of device time, since it prefers accuracy."""
+        """Whether it goes below the floor, since nothing above it is in time."""
         ready = self.in_time(self.fast)
-        if self.asked.query.on_miss != "degrade" or not ready:
+        if self.asked.query.on_miss != "degrade" or not ready or self.in_time(self.feasible):
             return False
-        if self.slack_ms == INF:  # it has all the time; nothing above the floor is loaded
-            if self.in_time(self.feasible):
-                return False
-            self.assert_best(choice, ready, "accuracy", ("accuracy",))
+        self.assert_best(choice, ready, "accuracy", ("accuracy",))
+        return True
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether device time has a price, and this query goes by it."""
+        if self.asked.query.prefer == "latency" or not 0 < self.slack_ms < INF:
+            return False
+        return any(self.worth(c) > 0 for c in self.life.candidates if c.workers)
+
+    def pays(self, choice: Choice) -> bool:
+        """Whether it is answered by what is worth its device time."""
+        degrades = self.asked.query.on_miss == "degrade"
+        if not self.is_scarce:
+            return False
+        if self.asked.query.prefer == "cost" and (thrifty := self.thrifty()):
+            assert isinstance(choice, Chosen), choice
+            assert (choice.candidate, choice.missed) in [(c, ()) for c in thrifty]
             return True
-        if self.in_time(self.feasible) and self.asked.query.prefer != "accuracy":
+        ready = self.in_time(self.fast if degrades else self.feasible)
+        left = {c: c.accuracy_low - self.worth(c) for c in ready}
+        if not left or (not degrades and max(left.values()) <= 0):
             return False
-        left = {c: self.left(c) for c in ready}
         assert isinstance(choice, Chosen), choice
         assert choice.candidate in ready
         assert left[choice.candidate] == max(left.values())
         assert choice.missed == (("accuracy",) if choice.candidate.accuracy_low < self.floor else ())
-        given_up = [c for c in ready if c.accuracy_low > choice.candidate.accuracy_low]
-        assert all(self.wait_ms(c) for c in given_up), "idle, and more accurate"
-        assert choice.by == ("price" if given_up else "prefer")
+        assert choice.by == "price"
         return True
 
-    def left(self, candidate: Candidate) -> float:
-        """Less the price of a row: exponential in the share of the slack that is waited, 0 of an idle device."""
+    def thrifty(self) -> list[Candidate]:
+        """Of each team the cheapest, if its answer is worth its time; of these who take hardly more than need be."""
+        teams: dict[tuple[str, frozenset[str]], list[Candidate]] = defaultdict(list)
+        for each in self.in_time(self.feasible):
+            teams[each.group, each.team].append(each)
+        cheapest: list[Candidate] = []
+        for team in teams.values():
+            rank = min((*self.rank(c, "cost"), self.lat_ms(c)) for c in team)
+            equal = [c for c in team if (*self.rank(c, "cost"), self.lat_ms(c)) == rank]
+            cheapest += equal[: 1 if len({c.row_ms for c in equal}) == 1 else None]
+        worths = {c: self.worth(c) for c in cheapest if self.worth(c) < c.accuracy_low}
+        if len(cheapest) > len(teams):  # equals that take other times: whichever of them the view has
+            return [c for c in cheapest if c in worths]
+        frugal = [c for c, worth in worths.items() if worth <= min(worths.values()) + THRIFT]
+        return [c for c in frugal if self.rank(c, "cost") == min(self.rank(each, "cost") for each in frugal)]
+
+    def worth(self, candidate: Candidate) -> float:
+        """Of a row's time: exponential in the share of the slack that is waited, 0 of an idle device."""
         of = self.life.target.ranking.price_range(candidate.group)
         share = min(self.wait_ms(candidate) / self.slack_ms, 10.0)
-        price = of.least * exp(of.log_ratio * share) - of.least
-        return candidate.accuracy_low - price * candidate.row_ms
+        return (of.least * exp(of.log_ratio * share) - of.least) * candidate.row_ms
 
     def check_overload(self, choice: Choice) -> None:
         late = [self.wait_ms(c) + self.lat_ms(c) - self.slack_ms for c in self.loaded(self.feasible)]
@@ -246,7 +276,9 @@ class Oracle:
             assert isinstance(choice, Parked)
         else:
             assert isinstance(choice, Refused)
-            assert (choice.status, choice.retry_after_ms) == ("RESOURCE_EXHAUSTED", min(late))
+            assert choice.status == "RESOURCE_EXHAUSTED"
+            assert choice.retry_after_ms == (min(late) if min(late) > 0 else LEARN_MS)
+            assert min(late) > 0 or self.is_scarce
 
     def check_nearest(self, message: str) -> None:
         """The nearest that is feasible is named with its number."""

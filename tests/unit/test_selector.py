@@ -10,11 +10,9 @@ from broker_builders import entry, model, profile
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import Prices, price_range
+from broker.prices import LEARN_MS, Prices, price_range
 from broker.profiles import LatencyTable
-from broker.routes import Routes
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
-from modelless.messages import Route
 
 INF = float("inf")
 
@@ -28,17 +26,6 @@ class Case:
 
     def choose(self, **asked: Any) -> Choice:
         return self.decide(entry(0, **asked))
-
-    def routed(self, shares: dict[str, float], number: int = 1, **asked: Any) -> list[Choice]:
-        """So many in a row, with the plan's shares, by name, of the class of what is ``asked``."""
-        made = entry(0, **asked)
-        by_accuracy = made.query.prefer == "accuracy"
-        shares = {f"{name}:1/onnx-fp32@{name}": share for name, share in shares.items()}
-        routes = Routes([Route("t", 1.0, 1.0, by_accuracy, shares)])
-        target, selector = Target("t", self.candidates), Selector(0.02, Prices())
-        find = {candidate.key: candidate for candidate in self.candidates}.get
-        waits = lambda teams, *_: [self.backlog_ms[of.group] for of in teams for _ in of.teams]  # noqa: E731
-        return [selector.choose(made, target, 0, waits, routes=routes, find=find) for _ in range(number)]
 
     def decide(self, asked: Entry) -> Choice:
         target, selector = Target("t", self.candidates), Selector(0.02, Prices())
@@ -207,20 +194,48 @@ def test_what_prefers_accuracy_and_degrades_goes_below_its_floor_the_longer_it_w
         below = name(choice) == "tiny"
         assert isinstance(choice, Chosen)
         assert choice.missed == (("accuracy",) if below else ())
-        assert choice.by == ("prefer" if name(choice) == "large" else "price")
+    assert [choice.by for choice in choices if isinstance(choice, Chosen)] == ["prefer"] + ["price"] * 5
 
 
-def test_what_prefers_the_cheapest_and_degrades_keeps_its_floor_while_there_is_time() -> None:
-    choices = shared(0, 300, 880, 995, prefer="cost")
-    assert [name(choice) for choice in choices] == ["small", "small", "small", "tiny"]
-    assert [choice.missed for choice in choices if isinstance(choice, Chosen)] == [(), (), (), ("accuracy",)]
+def test_what_prefers_the_cheapest_and_degrades_keeps_its_floor_while_it_is_worth_its_time() -> None:
+    choices = shared(0, 300, 600, 880, 995, prefer="cost")
+    assert [name(choice) for choice in choices] == ["small", "small", "small", "tiny", "tiny"]
+    assert [choice.missed for choice in choices if isinstance(choice, Chosen)] == [(), (), ()] + [("accuracy",)] * 2
 
 
-def test_only_what_degrades_pays() -> None:
-    for on_miss in ("reject", "late"):
-        choice = family(small=900).choose(latency_ms_max=1000, accuracy_min=0.9, cost_max=0.01, on_miss=on_miss)
+def groups(*rows: tuple[str, float, float, float], on_miss: str = "reject", prefer: str = "cost") -> Choice:
+    """What is chosen of rows of (name, ms of a row, USD per hour, wait in ms), each alone on a group, within 1 s."""
+    table = case(*[(name, 0.9, ms, price, wait_ms + ms) for name, ms, price, wait_ms in rows])
+    ranges = {name: price_range([(0.9, 10.0), (0.5, 1.0)]) for name, *_ in rows}
+    asked = entry(0, latency_ms_max=1000, accuracy_min=0.85, on_miss=on_miss, prefer=prefer)
+    selector, backlog_ms = Selector(0.02, Prices(ranges)), table.backlog_ms
+    waits = lambda teams, *_: [backlog_ms[of.group] for of in teams for _ in of.teams]  # noqa: E731
+    return selector.choose(asked, Target("t", table.candidates), 0, waits)
+
+
+def test_what_prefers_the_cheapest_goes_where_device_time_is_worth_the_least() -> None:
+    assert name(groups(("cheap", 40, 1, 0), ("dear", 80, 9, 0))) == "cheap"
+    assert name(groups(("cheap", 40, 1, 20), ("dear", 80, 9, 20))) == "cheap", "hardly scarce"
+    choice = groups(("cheap", 40, 1, 400), ("dear", 80, 9, 0))
+    assert isinstance(choice, Chosen)
+    assert (name(choice), choice.by, choice.missed) == ("dear", "price", ())
+
+
+def test_what_is_worth_less_than_its_device_time_is_refused_although_it_would_be_in_time() -> None:
+    for prefer in ("cost", "accuracy"):
+        choice = groups(("slow", 200, 1, 700), prefer=prefer)
+        assert isinstance(choice, Refused)
+        assert (choice.status, choice.retry_after_ms) == ("RESOURCE_EXHAUSTED", LEARN_MS)
+        assert "worth more to others" in choice.message
+    for on_miss, prefer in (("degrade", "cost"), ("late", "accuracy"), ("reject", "latency")):
+        assert name(groups(("slow", 200, 1, 700), on_miss=on_miss, prefer=prefer)) == "slow"
+
+
+def test_what_waits_for_nobody_pays_nothing() -> None:
+    for on_miss in ("reject", "late", "degrade"):
+        choice = groups(("slow", 900, 1, 0), on_miss=on_miss)
         assert isinstance(choice, Chosen)
-        assert (name(choice), choice.by, choice.missed) == ("small", "prefer", ())
+        assert (name(choice), choice.by) == ("slow", "prefer")
 
 
 def test_whoever_pays_is_answered_if_anybody_is_in_time() -> None:
@@ -237,50 +252,6 @@ def test_whom_it_must_not_get_hides_nobody() -> None:
     asked = entry(0, latency_ms_max=500, accuracy_min=0.85, on_miss="degrade")
     asked.refused_by = (large,)
     assert name(table.decide(asked)) == "small"
-
-
-# --- the plan's routes ------------------------------------------------------------------------------------------------
-
-
-def test_the_plans_shares_come_before_what_is_preferred() -> None:
-    choices = family().routed({"small": 0.75, "large": 0.25}, 8, latency_ms_max=500, accuracy_min=0.85)
-    assert sorted(map(name, choices)) == ["large"] * 2 + ["small"] * 6
-    assert all(isinstance(choice, Chosen) and choice.by == "route" and not choice.missed for choice in choices)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"accuracy_min": 0.92},  # small is too inaccurate
-        {"accuracy_min": 0.85, "cost_max": 0.001, "large": 100, "small": INF},  # it has gone
-        {"accuracy_min": 0.85, "small": 505},  # it would be late
-    ],
-)
-def test_a_route_gives_up_nothing(asked: dict[str, Any]) -> None:
-    waits = {key: asked.pop(key) for key in ("small", "large") if key in asked}
-    asked = {**asked, "cost_max": 1.0}
-    for choice in family(**waits).routed({"small": 1.0}, 3, latency_ms_max=500, **asked):
-        assert isinstance(choice, Chosen)
-        assert (name(choice), choice.by, choice.missed) == ("large", "prefer", ())
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [{"on_miss": "late"}, {"prefer": "latency"}, {"on_miss": "degrade"}, {"on_miss": "degrade", "prefer": "accuracy"}],
-)
-def test_who_may_be_late_or_degrade_or_wants_to_be_the_soonest_follows_no_route(asked: dict[str, Any]) -> None:
-    (choice,) = family().routed({"small": 1.0}, latency_ms_max=500, accuracy_min=0.7, **asked)
-    assert isinstance(choice, Chosen)
-    assert (name(choice), choice.by) == ("large" if asked.get("prefer") == "accuracy" else "tiny", "prefer")
-
-
-def test_a_version_that_answers_no_more_is_no_route() -> None:
-    table, other = family(), family().candidates[1]
-    routes = Routes([Route("t", 1.0, 1.0, False, {other.key: 1.0})])
-    asked, target = entry(0, latency_ms_max=500, accuracy_min=0.7), Target("t", table.candidates)
-    waits = lambda teams, *_: [0.0 for of in teams for _ in of.teams]  # noqa: E731
-    choice = Selector(0.02, Prices()).choose(asked, target, 0, waits, routes=routes, find=lambda key: other)
-    assert name(choice) == "tiny"
 
 
 # --- no worker that could run it --------------------------------------------------------------------------------------
