@@ -88,8 +88,8 @@ def thriftiest(priced: Iterable[tuple[Candidate, float]]) -> Candidate | None:
     if not options:
         return None
     worth_max = min([worth for worth, _ in options]) + THRIFT
-    frugal = [candidate for worth, candidate in options if worth <= worth_max]
-    return min(frugal, key=lambda each: (each.cost_per_1000_usual, -each.accuracy_low))
+    frugal = [option for option in options if option[0] <= worth_max]
+    return min(frugal, key=lambda option: (option[1].cost_per_1000_usual, -option[1].accuracy_low, option[0]))[1]
 
 
 def worthiest(

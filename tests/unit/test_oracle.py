@@ -252,16 +252,18 @@ class Oracle:
         teams: dict[tuple[str, frozenset[str]], list[Candidate]] = defaultdict(list)
         for each in self.in_time(self.feasible):
             teams[each.group, each.team].append(each)
-        cheapest: list[Candidate] = []
+        cheapest, certain = list[Candidate](), True
         for team in teams.values():
             rank = min((*self.rank(c, "cost"), self.lat_ms(c)) for c in team)
             equal = [c for c in team if (*self.rank(c, "cost"), self.lat_ms(c)) == rank]
-            cheapest += equal[: 1 if len({c.row_ms for c in equal}) == 1 else None]
+            cheapest += equal
+            certain = certain and len({c.row_ms for c in equal}) == 1
         worths = {c: self.worth(c) for c in cheapest if self.worth(c) < c.accuracy_low}
-        if len(cheapest) > len(teams):  # equals that take other times: whichever of them the view has
+        if not certain:  # equals that take other times: whichever of them the view has
             return [c for c in cheapest if c in worths]
         frugal = [c for c, worth in worths.items() if worth <= min(worths.values()) + THRIFT]
-        return [c for c in frugal if self.rank(c, "cost") == min(self.rank(each, "cost") for each in frugal)]
+        rank = min(((*self.rank(c, "cost"), worths[c]) for c in frugal), default=None)
+        return [c for c in frugal if (*self.rank(c, "cost"), worths[c]) == rank]
 
     def worth(self, candidate: Candidate) -> float:
         """Of a row's time: exponential in the share of the slack that is waited, 0 of an idle device."""
