@@ -100,16 +100,17 @@ class Planner:
     Args:
         accuracy_slack: ``broker.accuracy_slack``.
         profile_age_ms_max: a profile that is older is measured again; 0: none is.
+        solve_s_max: of each solution of a MILP; what was found by then counts.
     """
 
-    def __init__(self, accuracy_slack: float = 0.02, profile_age_ms_max: float = 0.0) -> None:
+    def __init__(self, accuracy_slack: float = 0.02, profile_age_ms_max: float = 0.0, solve_s_max: float = 0.5) -> None:
         self._accuracy_slack = accuracy_slack
         self._profile_age_ms_max = profile_age_ms_max
         self._seen_ms: dict[str, float] = {}
         self._stays_until_ms: dict[str, float] = {}
         self._wants: dict[str, tuple[float, float]] = {}
         self._asked_ms: dict[str, float] = {}
-        self._options = placement.Options(time_limit_s=0.5, load_gain_min=0.005)
+        self._options = placement.Options(time_limit_s=solve_s_max, load_gain_min=0.005)
         self._allocation: Mapping[str, Sequence[str]] = {}
         self._allocated_by: object = None
         self._allocated_for: Mapping[str, float] = {}

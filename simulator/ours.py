@@ -29,6 +29,8 @@ PLAN_INTERVAL_MS = 500.0
 STATE_INTERVAL_MS = 500.0
 JUDGE_INTERVAL_MS = 100.0
 LATENCY_MS_DEFAULT = 30_000.0
+SOLVE_S_MAX = 5.0
+"""The planner gets more real time than beside a fleet, so that what it finds does not depend on this machine."""
 TOPIC = "queries"
 _SPEC = (TensorSpec("x", "FP32", (-1, 1)),)
 _INPUTS = (Tensor("x", "FP32", (1, 1), b"\0\0\0\0"),)
@@ -308,7 +310,7 @@ class Ours:
         self.names = Names(world.portfolio, {spec.name: spec.price_per_hour for spec in world.fleet})
         self._asked: dict[tuple[object, ...], Query] = {}
         self._plan: Plan | None = None
-        self._planner = Planner()
+        self._planner = Planner(solve_s_max=SOLVE_S_MAX)
         self._turn = 0
         self.workers: dict[str, _Worker] = {}
         self.brokers: list[_Broker] = []
