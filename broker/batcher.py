@@ -173,6 +173,15 @@ class VariantQueue:
         joining = self._take(rest, behind)
         return self._take(0, number) + joining
 
+    def number_before(self, place_ms: float) -> int:
+        """How many entries wait before that place in the order."""
+        return bisect_left(self._waiting, (place_ms,))
+
+    def take_behind(self, heads: int, rows_max: int) -> list[Entry]:
+        """Take out as many as fit into ``rows_max`` rows from behind so many heads, which wait on."""
+        number, _ = self._fitting(heads, len(self._waiting), rows_max)
+        return self._take(heads, number)
+
     def first(self, number: int) -> list[tuple[float, int, Entry]]:
         """(order, number, entry) of the most urgent ones."""
         return self._waiting[:number]

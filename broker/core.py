@@ -30,7 +30,7 @@ from broker.demand import DemandMeter
 from broker.devices import Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
 from broker.fairness import Account, Fairness
-from broker.gathering import gathered, spoils_batch
+from broker.gathering import behind_heads, gathered, spoils_batch
 from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
@@ -569,13 +569,21 @@ class Core:
             rows = batch_rows(queue, start_ms, block_ms)
             spoils = rows > 0 and spoils_batch(queue, queues, rows, block_ms, self._prices)
             if rows and not spoils:
-                self._send(worker, queue, queue.take(rows, start_ms), block_ms, now_ms)
-                if not worker.has_room(now_ms):
-                    free.remove(worker)
+                batch = queue.take(rows, start_ms)
+            elif (
+                spoils
+                and not self._may_leave(queue.head, group)
+                and (found := behind_heads(queue, rows, start_ms, block_ms))
+            ):
+                batch = queue.take_behind(*found)
             else:
                 (head,) = queue.take(1)
                 head.refused_by += self._loaded_in(head, group) if spoils else (queue.candidate,)
                 refused.append(head)
+                continue
+            self._send(worker, queue, batch, block_ms, now_ms)
+            if not worker.has_room(now_ms):
+                free.remove(worker)
 
     def _called(self, worker: Worker, call: frames.Call, now_ms: float) -> None:
         """Another broker's batch waits at the worker: what waits here and may run with it does."""
@@ -595,6 +603,11 @@ class Core:
         target = self.catalog.resolve(entry.query)
         candidates = target.ranking.candidates if target is not None else []
         return tuple([each for each in candidates if each.group == group.name and each.team])
+
+    def _may_leave(self, entry: Entry, group: Group) -> bool:
+        """Whether another group has something loaded that it asks for."""
+        target = self.catalog.resolve(entry.query)
+        return target is not None and any(each.group != group.name for each in target.ranking.classes)
 
     def _send(self, worker: Worker, queue: VariantQueue, entries: list[Entry], block_ms: float, now_ms: float) -> None:
         candidate = queue.candidate

@@ -127,6 +127,24 @@ def spoils_batch(
     return of.accuracy_low * head.rows < prices.of(of.group, of.team, head.account) * head_ms
 
 
+def behind_heads(queue: VariantQueue, rows: int, start_ms: float, block_ms: float) -> tuple[int, int] | None:
+    """(heads that wait on, rows) of the batch of those behind that makes the most of a device; None: ``rows`` do.
+
+    Who is passed over because it has too little time for a large batch may still be in time in a small one when the
+    next device is free (as in Clockwork, OSDI 2020, section 5.3, whose batches skip whom they would make late).
+    """
+    if queue.accounts:
+        return None
+    table, mean_rows = queue.table, queue.rows / len(queue)
+    best, most = None, rows / table.p50_ms(rows)
+    for size, sure_ms in table.times(rows, block_ms)[1:]:
+        heads = queue.number_before(start_ms + sure_ms)
+        left = min(size, int(queue.rows - heads * mean_rows))
+        if left > rows and left / table.p50_ms(left) > most:
+            best, most = (heads, left), left / table.p50_ms(left)
+    return best
+
+
 def may_join(entry: Entry, candidate: Candidate) -> bool:
     """Whether a candidate of its task would do as well for an entry that waits for another one."""
     query = entry.query

@@ -739,12 +739,30 @@ def test_a_head_that_would_make_the_batch_small_gives_way_to_a_full_one_at_the_p
     (send,) = sends(instructions)
     batch = {item.record for item in send.batch.items}
     if gives_way:
-        assert replies(instructions) == [(hurried.query.id, "RESOURCE_EXHAUSTED")]
+        assert replies(instructions) == []
         assert len(batch) == 8
         assert batch <= others
+        late = bench.poll(402.0)
+        assert replies(late) == [(hurried.query.id, "DEADLINE_EXCEEDED")]
     else:
         assert hurried.record in batch
         assert len(batch) < 8
+
+
+def test_whom_another_group_has_time_for_gives_way_to_there() -> None:
+    of, curve = model(), ((1, 10.0), (8, 40.0))
+    bench = Bench((of, [profile(of, curve=curve), profile(of, "gpu", curve=curve)]))
+    worker = bench.worker(M, window_ms=1e6)
+    bench.admit(latency_ms_max=900)
+    (busy,) = sends(bench.poll())
+    hurried = bench.admit(1.0, latency_ms_max=400)
+    for _ in range(150):
+        bench.admit(1.0, latency_ms_max=800)
+    bench.worker(M, group="gpu", now_ms=375.0)
+    bench.answer(worker, busy.batch, 375.0)
+    batches = {send.worker.group: {item.record for item in send.batch.items} for send in sends(bench.poll(375.0))}
+    assert len(batches["cpu"]) == 8
+    assert batches["gpu"] == {hurried.record}
 
 
 def busy(bench: Bench, *variants: str) -> Any:
