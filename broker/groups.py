@@ -117,11 +117,11 @@ class Group:
     def block_ms(self, now_ms: float) -> float:
         """How long a batch may block a device.
 
-        Who is in a hurry waits for the first of the devices that is free, then runs in as large a batch: of n devices,
-        with 1/n of a batch left at that one, both take its latency.
+        Who is in a hurry waits for the first of the devices that is free, then runs in as large a batch. Of n devices
+        that one has 1 / (n + 1) of a batch left, in the mean, so that both take its latency.
         """
         devices = len(self.workers)
-        return devices / (devices + 1) * self.tightness.latency_ms(now_ms)
+        return (devices + 1) / (devices + 2) * self.tightness.latency_ms(now_ms)
 
     @property
     def head_ms(self) -> float:

@@ -349,11 +349,14 @@ class Ranking:
         accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...] = (),
+        left_min: float = -NEVER,
     ) -> Candidate | None:
         """The cheapest of what takes hardly more device time than need be, at these prices of a ms by class.
 
         Of each class only the cheapest counts: it hardly ever takes more of its device's time than another one.
-        None where an answer is worth less than its time.
+
+        Args:
+            left_min: of an answer's accuracy there must be more left after the price of its time.
         """
         if self._changed:
             self._follow_up()
@@ -361,13 +364,13 @@ class Ranking:
             view = self._views.get(("cost", rows))
             if view is None or view.age != self._age:
                 view = self._view("cost", rows)
-            return thriftiest(view.cheapest(bounds, prices, accuracy_min, cost_max))
+            return thriftiest(view.cheapest(bounds, prices, accuracy_min, cost_max), left_min)
         slots, lat_ms, _ = self._within(rows, bounds, accuracy_min, cost_max, without)
         order = np.lexsort(keys_of("cost", self._losses[:, slots], lat_ms)[::-1])
         cheapest: dict[int, Candidate] = {}
         for slot in slots[order]:
             cheapest.setdefault(int(self._class_of[slot]), self._candidates[slot])
-        return thriftiest((candidate, prices[class_id]) for class_id, candidate in cheapest.items())
+        return thriftiest(((candidate, prices[class_id]) for class_id, candidate in cheapest.items()), left_min)
 
     def worthiest(
         self,

@@ -78,13 +78,13 @@ def keys_of(prefer: Prefer, losses: Floats, lat_ms: Floats) -> tuple[Floats, Flo
     return (cost, accuracy, lat_ms) if prefer == "cost" else (accuracy, cost, lat_ms)
 
 
-def thriftiest(priced: Iterable[tuple[Candidate, float]]) -> Candidate | None:
+def thriftiest(priced: Iterable[tuple[Candidate, float]], left_min: float = -NEVER) -> Candidate | None:
     """The cheapest of those that take hardly more of what device time is worth than need be.
 
-    None if an answer is worth less than its device time, whoever gives it; it is worth its accuracy.
+    None if no answer's accuracy is worth more than its device time and ``left_min``.
     """
     options = [(price * candidate.row_ms, candidate) for candidate, price in priced]
-    options = [(worth, candidate) for worth, candidate in options if worth < candidate.accuracy_low]
+    options = [(worth, candidate) for worth, candidate in options if candidate.accuracy_low - worth > left_min]
     if not options:
         return None
     worth_max = min([worth for worth, _ in options]) + THRIFT

@@ -29,7 +29,7 @@ from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.prices import LEARN_MS, Prices
 from broker.profiles import LatencyTable
-from broker.selector import Choice, Chosen, Parked, Refused, Selector
+from broker.selector import PATIENCE, Choice, Chosen, Parked, Refused, Selector
 from broker.view import THRIFT
 from modelless.messages import BatchTime
 
@@ -238,7 +238,7 @@ class Oracle:
             return True
         ready = self.in_time(self.fast if degrades else self.feasible)
         left = {c: c.accuracy_low - self.worth(c) for c in ready}
-        if not left or (not degrades and max(left.values()) <= 0):
+        if not left or (not degrades and max(left.values()) <= -PATIENCE):
             return False
         assert isinstance(choice, Chosen), choice
         assert choice.candidate in ready
@@ -258,7 +258,8 @@ class Oracle:
             equal = [c for c in team if (*self.rank(c, "cost"), self.lat_ms(c)) == rank]
             cheapest += equal
             certain = certain and len({c.row_ms for c in equal}) == 1
-        worths = {c: self.worth(c) for c in cheapest if self.worth(c) < c.accuracy_low}
+        left_min = 0.0 if self.asked.query.on_miss == "degrade" else -PATIENCE
+        worths = {c: self.worth(c) for c in cheapest if c.accuracy_low - self.worth(c) > left_min}
         if not certain:  # equals that take other times: whichever of them the view has
             return [c for c in cheapest if c in worths]
         frugal = [c for c, worth in worths.items() if worth <= min(worths.values()) + THRIFT]

@@ -221,14 +221,15 @@ def test_what_prefers_the_cheapest_goes_where_device_time_is_worth_the_least() -
     assert (name(choice), choice.by, choice.missed) == ("dear", "price", ())
 
 
-def test_what_is_worth_less_than_its_device_time_is_refused_although_it_would_be_in_time() -> None:
+def test_what_is_worth_much_less_than_its_device_time_is_refused_although_it_would_be_in_time() -> None:
     for prefer in ("cost", "accuracy"):
-        choice = groups(("slow", 200, 1, 700), prefer=prefer)
+        assert name(groups(("slow", 200, 1, 480), prefer=prefer)) == "slow", "not worth so much less"
+        choice = groups(("slow", 600, 1, 390), prefer=prefer)
         assert isinstance(choice, Refused)
         assert (choice.status, choice.retry_after_ms) == ("RESOURCE_EXHAUSTED", LEARN_MS)
         assert "worth more to others" in choice.message
     for on_miss, prefer in (("degrade", "cost"), ("late", "accuracy"), ("reject", "latency")):
-        assert name(groups(("slow", 200, 1, 700), on_miss=on_miss, prefer=prefer)) == "slow"
+        assert name(groups(("slow", 600, 1, 390), on_miss=on_miss, prefer=prefer)) == "slow"
 
 
 def test_what_waits_for_nobody_pays_nothing() -> None:
