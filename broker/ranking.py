@@ -380,13 +380,11 @@ class Ranking:
         accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...] = (),
-        left_min: float = -NEVER,
     ) -> Candidate | None:
         """The most accuracy left after the price of a row's device time, of what is in time and affordable.
 
         Args:
             prices: of a device-millisecond, by class.
-            left_min: there must be more than that.
             without: candidates that do not count.
         """
         if self._changed:
@@ -395,11 +393,11 @@ class Ranking:
             view = self._views.get(("accuracy", rows))
             if view is None or view.age != self._age:
                 view = self._view("accuracy", rows)
-            return worthiest(view.priced(bounds, prices, cost_max), accuracy_min, left_min)
+            return worthiest(view.priced(bounds, prices, cost_max), accuracy_min)
         slots, lat_ms, _ = self._within(rows, bounds, -NEVER, cost_max, without)
         order = np.lexsort(keys_of("accuracy", self._losses[:, slots], lat_ms)[::-1])
         priced = ((self._candidates[slots[at]], prices[int(self._class_of[slots[at]])]) for at in order)
-        return worthiest(priced, accuracy_min, left_min)
+        return worthiest(priced, accuracy_min)
 
     def _too_early(self, prefer: Prefer, rows: int) -> bool:
         """Whether to make a view of so many later, when it is asked for more often, lest each change costs one."""

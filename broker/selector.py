@@ -7,8 +7,8 @@ the contract's table of ``on_miss``; ``cost_max`` is never given up.
 
 While queries have to wait, device time has a price (:mod:`broker.prices`), and every query with a deadline pays it.
 What prefers accuracy gets what has the most of it left after the price; what prefers cost the cheapest of what takes
-hardly more of the devices' worth than need be. An answer is worth its accuracy: one that degrades goes below its floor
-when none above it would be worth its time, and one that does not is refused when its time is worth much more.
+hardly more of the devices' worth than need be. An answer is worth its accuracy: a query that degrades
+goes below its floor when no answer above it would be worth its time.
 
 What nobody has loaded is no choice yet. Where the best of it would be better than what is chosen, or where nothing
 else could answer, the choice names it as *wanted*, which the brokers tell the leader.
@@ -26,14 +26,11 @@ from typing import Literal, NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import LEARN_MS, Prices
+from broker.prices import Prices
 from broker.ranking import Ranking, Teams
 from broker.view import NEVER, UNLOADED, Bound
 from modelless.messages import Prefer
 
-PATIENCE = 1.0
-"""In accuracy: the price swings, and some waiting is for batches, so that nobody is refused before an answer's device
-time is worth so much more than the answer."""
 Waits = Callable[[Sequence[Teams], Entry, float], Sequence[float]]
 """Predicted ms until the first worker of each team could start an entry, at an instant (ms)."""
 
@@ -167,12 +164,12 @@ class Asked:
         degrades = query.on_miss == "degrade"
         limits = entry.rows, self._bounds, self._prices
         if query.prefer == "cost":
-            left_min = 0.0 if degrades else -PATIENCE
+            left_min = 0.0 if degrades else -NEVER
             found = self._ranking.thriftiest(*limits, self._floor, self._cost_max, entry.refused_by, left_min)
             if found is not None:
                 return Chosen(found, (), None, "price")
-        floor, left_min = (-NEVER, -NEVER) if degrades else (self._floor, -PATIENCE)
-        found = self._ranking.worthiest(*limits, floor, self._cost_max, entry.refused_by, left_min)
+        floor = -NEVER if degrades else self._floor
+        found = self._ranking.worthiest(*limits, floor, self._cost_max, entry.refused_by)
         if found is None:
             return None
         return Chosen(found, ("accuracy",) if found.accuracy_low < self._floor else (), None, "price")
@@ -238,9 +235,6 @@ class Asked:
                 late_ms = min(late_ms, refused.lat_ms(rows))
         if late_ms == NEVER or self._slack_ms == NEVER:
             return Parked(wanted)
-        if late_ms <= 0:
-            message = "under the present load its device time is worth more to others; retry later"
-            return Refused("RESOURCE_EXHAUSTED", message, LEARN_MS, wanted)
         late_ms /= self._stretch
         return Refused("RESOURCE_EXHAUSTED", f"load would make it {late_ms:.0f} ms late; retry later", late_ms, wanted)
 

@@ -92,14 +92,9 @@ def thriftiest(priced: Iterable[tuple[Candidate, float]], left_min: float = -NEV
     return min(frugal, key=lambda option: (option[1].cost_per_1000_usual, -option[1].accuracy_low, option[0]))[1]
 
 
-def worthiest(
-    priced: Iterable[tuple[Candidate, float]], accuracy_min: float = -NEVER, left_min: float = -NEVER
-) -> Candidate | None:
-    """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy.
-
-    None if it is not more than ``left_min``.
-    """
-    best, most = None, left_min
+def worthiest(priced: Iterable[tuple[Candidate, float]], accuracy_min: float = -NEVER) -> Candidate | None:
+    """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy."""
+    best, most = None, -NEVER
     for candidate, price in priced:
         if candidate.accuracy_low <= most or candidate.accuracy_low < accuracy_min:
             break

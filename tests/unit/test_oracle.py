@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from broker import ranking, view
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import LEARN_MS, Prices
+from broker.prices import Prices
 from broker.profiles import LatencyTable
-from broker.selector import PATIENCE, Choice, Chosen, Parked, Refused, Selector
+from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.view import THRIFT
 from modelless.messages import BatchTime
 
@@ -238,7 +238,7 @@ class Oracle:
             return True
         ready = self.in_time(self.fast if degrades else self.feasible)
         left = {c: c.accuracy_low - self.worth(c) for c in ready}
-        if not left or (not degrades and max(left.values()) <= -PATIENCE):
+        if not left:
             return False
         assert isinstance(choice, Chosen), choice
         assert choice.candidate in ready
@@ -258,7 +258,7 @@ class Oracle:
             equal = [c for c in team if (*self.rank(c, "cost"), self.lat_ms(c)) == rank]
             cheapest += equal
             certain = certain and len({c.row_ms for c in equal}) == 1
-        left_min = 0.0 if self.asked.query.on_miss == "degrade" else -PATIENCE
+        left_min = 0.0 if self.asked.query.on_miss == "degrade" else -INF
         worths = {c: self.worth(c) for c in cheapest if c.accuracy_low - self.worth(c) > left_min}
         if not certain:  # equals that take other times: whichever of them the view has
             return [c for c in cheapest if c in worths]
@@ -279,9 +279,7 @@ class Oracle:
             assert isinstance(choice, Parked)
         else:
             assert isinstance(choice, Refused)
-            assert choice.status == "RESOURCE_EXHAUSTED"
-            assert choice.retry_after_ms == (min(late) if min(late) > 0 else LEARN_MS)
-            assert min(late) > 0 or self.is_scarce
+            assert (choice.status, choice.retry_after_ms) == ("RESOURCE_EXHAUSTED", min(late))
 
     def check_nearest(self, message: str) -> None:
         """The nearest that is feasible is named with its number."""
