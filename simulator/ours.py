@@ -373,6 +373,7 @@ class Ours:
         worker = self.workers.pop(device.name)
         for broker, link in zip(self.brokers, worker.links, strict=True):
             broker.core.lost(link, self.world.now_ms)
+        for broker in self.brokers:  # each of them knows by now: what one sends elsewhere, others hear of
             broker.pump()
 
     def back(self, device: Device) -> None:

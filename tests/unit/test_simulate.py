@@ -120,6 +120,29 @@ def test_the_files_of_the_example(folder: Path) -> None:
     assert "no profile" not in output
 
 
+def test_several_brokers_survive_a_worker_that_is_lost_while_they_wait_for_it(folder: Path) -> None:
+    """What one of them sends elsewhere then, the others hear of at once."""
+    rows = [
+        f"images,m,{variant},{group},{size},{p50_ms},{p50_ms * 1.05},{accuracy},300,40"
+        for group in ("strong", "weak")
+        for variant, accuracy, fixed_ms, row_ms in (("good", 0.9, 30, 10), ("quick", 0.8, 10, 3))
+        for size in (1, 2, 4, 8)
+        for p50_ms in [(fixed_ms + row_ms * size) * (1 if group == "strong" else 2)]
+    ]
+    head = "task,model,variant,group,batch_size,p50_ms,p99_ms,accuracy,load_ms,memory_mb"
+    (folder / "profiles.csv").write_text("\n".join([head, *rows]))
+    (folder / "fleet.csv").write_text("group,workers,memory_mb,price_per_hour\nstrong,2,100,1\nweak,2,100,0.4\n")
+    asked = "latency_ms_max=300|800,on_miss=degrade|late|reject,prefer=cost|accuracy|latency"
+    simulated(
+        "--generate", f"bursts:rate=110,times=4,burst_s=1,calm_s=4,seconds=8,task=images,{asked}",
+        "--generate", "poisson:rate=30,seconds=8,task=images,latency_ms_max=600,accuracy_min=0.88,topic=other",
+        "--brokers", "3", "--fault", "lost:strong-0@7000", "--seed", "1", "--json", "x.json",
+    )  # fmt: skip
+    ours = json.loads((folder / "x.json").read_text())["ours"]
+    assert sum(ours[outcome] for outcome in ("in_time", "late", "refused", "expired")) == pytest.approx(1.0)
+    assert ours["in_time"] > 0
+
+
 def test_a_placement_spares_the_loads(folder: Path) -> None:
     (folder / "placed.csv").write_text("worker,variant\ngpu-0,fast\ngpu-1,fast\ncpu-0,fast\ngpu-0,face\ngpu-1,face\n")
     simulated("--arrivals", "arrivals.csv", "--policy", "greedy", "--placement", "greedy=placed.csv", "--log", "x.csv")
