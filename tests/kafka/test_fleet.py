@@ -48,7 +48,9 @@ async def test_members_appear_change_and_die(config: Config) -> None:
     await worker.start()
     await view.start()
     assert (view.brokers(), view.workers()) == ((BROKER,), (WORKER,))
-    assert clock.allowance_ms < 100
+    async with asyncio.timeout(5):
+        while clock.allowance_ms >= 100:  # noqa: ASYNC110 - the first record of a new topic may have to be sent again
+            await asyncio.sleep(0.05)
     assert abs(clock.now_ms() - time.time() * 1000) < 200, "the same machine's clock"
 
     state = replace(BROKER, endpoint="unix:/elsewhere")
