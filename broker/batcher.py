@@ -104,7 +104,7 @@ class VariantQueue:
     def tail_ms(self, before_ms: float = NEVER) -> float:
         """The last place in the order that is before ``before_ms``; minus inf if there is none."""
         waiting = self._waiting
-        last = bisect_left(waiting, (before_ms,)) if waiting and waiting[-1][0] >= before_ms else len(waiting)
+        last = self.number_before(before_ms) if waiting and waiting[-1][0] >= before_ms else len(waiting)
         return waiting[last - 1][0] if last else -NEVER
 
     def add(self, entry: Entry, deadline_ms: float | None = None) -> None:
@@ -168,7 +168,7 @@ class VariantQueue:
         number, rows = self._fitting(0, front or len(waiting), rows_max)
         if number != front or front == len(waiting):
             return self._take(0, number)
-        rest = bisect_left(waiting, (BEHIND_MS + start_ms + self.table.p50_ms(rows_max),))
+        rest = self.number_before(BEHIND_MS + start_ms + self.table.p50_ms(rows_max))
         behind, _ = self._fitting(rest, len(waiting), rows_max, rows)
         joining = self._take(rest, behind)
         return self._take(0, number) + joining
@@ -191,8 +191,7 @@ class VariantQueue:
 
     def ahead_ms(self, before_ms: float, block_ms: float = NEVER) -> float:
         """Predicted time to work off what would run before a new entry at that place, in batches of its size."""
-        waiting = self._waiting
-        rows = self.rows if waiting and before_ms >= waiting[-1][0] else self.rows_before(before_ms)
+        rows = self.rows_before(before_ms)
         if not rows:
             return 0.0
         if block_ms != self._block_ms:
@@ -207,12 +206,12 @@ class VariantQueue:
             return self.rows
         if before_ms <= waiting[0][0]:
             return 0
-        return self.rows * bisect_left(waiting, (before_ms,)) // len(waiting)
+        return self.rows * self.number_before(before_ms) // len(waiting)
 
     @property
     def _front(self) -> int:
         """How many wait before those that are ahead of their share."""
-        return bisect_left(self._waiting, (BEHIND_MS,))
+        return self.number_before(BEHIND_MS)
 
     def _fitting(self, start: int, end: int, rows_max: int, rows: int = 0) -> tuple[int, int]:
         """How many from ``start`` on fit, one at least if there are no ``rows`` yet; and all rows then."""

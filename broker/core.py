@@ -320,10 +320,14 @@ class Core:
     def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
         if self._wake_ms is None:
-            parked_ms = self._parked[0][0] if self._parked else NEVER
             groups_ms = [group.wake_ms(self._polled_ms) for group in self.groups.values()]
-            self._wake_ms = min([parked_ms, self._stragglers.wake_ms, *groups_ms])
+            self._wake_ms = min([self._parked_ms, self._stragglers.wake_ms, *groups_ms])
         return self._wake_ms
+
+    @property
+    def _parked_ms(self) -> float:
+        """When the first of those that are parked is given up."""
+        return self._parked[0][0] if self._parked else NEVER
 
     def _changed(self) -> None:
         """Something may be due sooner, or later, than it was."""
@@ -350,8 +354,7 @@ class Core:
         self._announce_demand(now_ms)
         self._changed()
         if not self._shadows:
-            parked_ms = self._parked[0][0] if self._parked else NEVER
-            self._due_ms = min([self._rank_ms, parked_ms, *[group.due_ms for group in self.groups.values()]])
+            self._due_ms = min([self._rank_ms, self._parked_ms, *[group.due_ms for group in self.groups.values()]])
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
@@ -851,7 +854,6 @@ def _asked(entry: Entry) -> str:
 def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:
     of = sent.candidate
     layout = of.layout
-    lengths = repeat(0) if layout is None else [layout.own_length(entry.inputs) for entry in entries]
     items = [
         frames.Item(
             source.record,
@@ -868,9 +870,9 @@ def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...
             entry.query.metadata,
             entry.missed,
             entry.attempts,
-            length,
+            0 if layout is None else layout.own_length(entry.inputs),
         )
-        for entry, length in zip(entries, lengths, strict=False)
+        for entry in entries
         for source, address in ((entry.source, entry.address),)
     ]
     return frames.Batch(

@@ -86,8 +86,9 @@ def explain(
     slack_ms = NEVER if deadline_ms is None else deadline_ms - max(now_ms, arrival_ms)
     judged, stretch = [], target.stretch(query.inputs, entry.rows)
     for candidate in shown:
-        teams = [Teams(candidate.group, (candidate.team,))] if candidate.team else []
-        wait_ms = next(iter(waits(teams, entry, now_ms)), None)
+        wait_ms = None
+        if candidate.team:
+            (wait_ms,) = waits([Teams(candidate.group, (candidate.team,))], entry, now_ms)
         lat_ms = candidate.lat_ms(entry.rows) / stretch
         against = _against(candidate, entry, floor, lat_ms, slack_ms, wait_ms)
         if candidate is chosen:

@@ -194,12 +194,8 @@ class Group:
         """Other brokers send to its workers too."""
         return any(worker.is_shared for worker in self.workers.values())
 
-    def wait_ms(self, team: frozenset[str], order_ms: float, now_ms: float) -> float:
-        """Predicted time until the first worker of a team has run what comes before an entry at that place."""
-        return self.waits_ms((team,), order_ms, now_ms)[0]
-
     def waits_ms(self, teams: tuple[frozenset[str], ...], order_ms: float, now_ms: float) -> list[float]:
-        """The same of each team."""
+        """Predicted time until the first worker of each team has run what comes before an entry at that place."""
         crews_of = self._crews_of.get(teams)
         if crews_of is None:
             crews_of = self._crews_of[teams] = [self._team(team).crews for team in teams]

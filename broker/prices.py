@@ -100,17 +100,19 @@ class Prices:
                 del levels[min(levels, key=lambda each: levels[each].seen_ms)]
             level = self._levels[group, team, payer] = Level(now_ms)
         level.see(share, now_ms)
-        return self._at(group, level) if level.now else 0.0
+        return self._at(group, level)
 
     def of(self, group: str, team: frozenset[str], payer: Hashable = None) -> float:
         """As it was for the last query."""
         level = self._levels.get((group, team, payer))
-        return self._at(group, level) if level is not None and level.now else 0.0
+        return self._at(group, level) if level is not None else 0.0
 
     def _at(self, group: str, level: Level) -> float:
         """What is above the price of idle devices: where nothing waits, nobody gives up accuracy."""
-        least, log_ratio = self.ranges.get(group, FREE)
-        return least * exp(log_ratio * min(level.now, LEVEL_MAX)) - least
+        if not level.now:
+            return 0.0
+        prices = self.ranges.get(group, FREE)
+        return prices.at(level.now) - prices.least
 
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:

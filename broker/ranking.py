@@ -18,7 +18,7 @@ leaves the views as they were. Who a query must not get may have dominated the a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -332,13 +332,9 @@ class Ranking:
         Args:
             without: candidates that do not count.
         """
-        if self._changed:
-            self._follow_up()
-        view = self._views.get((prefer, rows)) if not without else None
-        if view is None or view.age != self._age:
-            if without or self._too_early(prefer, rows):
-                return self._scan(prefer, rows, bounds, accuracy_min, cost_max, without)
-            view = self._view(prefer, rows)
+        view = self._view_for(prefer, rows, without)
+        if view is None:
+            return self._scan(prefer, rows, bounds, accuracy_min, cost_max, without)
         return view.best(bounds, accuracy_min, cost_max)
 
     def thriftiest(
@@ -358,19 +354,13 @@ class Ranking:
         Args:
             left_min: of an answer's accuracy there must be more left after the price of its time.
         """
-        if self._changed:
-            self._follow_up()
-        if not without:
-            view = self._views.get(("cost", rows))
-            if view is None or view.age != self._age:
-                view = self._view("cost", rows)
+        view = self._view_for("cost", rows, without)
+        if view is not None:
             return thriftiest(view.cheapest(bounds, prices, accuracy_min, cost_max), left_min)
-        slots, lat_ms, _ = self._within(rows, bounds, accuracy_min, cost_max, without)
-        order = np.lexsort(keys_of("cost", self._losses[:, slots], lat_ms)[::-1])
         cheapest: dict[int, Candidate] = {}
-        for slot in slots[order]:
-            cheapest.setdefault(int(self._class_of[slot]), self._candidates[slot])
-        return thriftiest(((candidate, prices[class_id]) for class_id, candidate in cheapest.items()), left_min)
+        for class_id, candidate in self._ordered_within("cost", rows, bounds, accuracy_min, cost_max, without):
+            cheapest.setdefault(class_id, candidate)
+        return thriftiest([(candidate, prices[class_id]) for class_id, candidate in cheapest.items()], left_min)
 
     def worthiest(
         self,
@@ -387,17 +377,22 @@ class Ranking:
             prices: of a device-millisecond, by class.
             without: candidates that do not count.
         """
+        view = self._view_for("accuracy", rows, without)
+        if view is not None:
+            return worthiest(view.priced(bounds, prices, cost_max), accuracy_min)
+        ordered = self._ordered_within("accuracy", rows, bounds, -NEVER, cost_max, without)
+        return worthiest([(candidate, prices[class_id]) for class_id, candidate in ordered], accuracy_min)
+
+    def _view_for(self, prefer: Prefer, rows: int, without: tuple[object, ...]) -> View | None:
+        """Of the fronts as they are now; None: all are to be looked at."""
         if self._changed:
             self._follow_up()
-        if not without:
-            view = self._views.get(("accuracy", rows))
-            if view is None or view.age != self._age:
-                view = self._view("accuracy", rows)
-            return worthiest(view.priced(bounds, prices, cost_max), accuracy_min)
-        slots, lat_ms, _ = self._within(rows, bounds, -NEVER, cost_max, without)
-        order = np.lexsort(keys_of("accuracy", self._losses[:, slots], lat_ms)[::-1])
-        priced = ((self._candidates[slots[at]], prices[int(self._class_of[slots[at]])]) for at in order)
-        return worthiest(priced, accuracy_min)
+        if without:
+            return None
+        view = self._views.get((prefer, rows))
+        if view is None or view.age != self._age:
+            return None if self._too_early(prefer, rows) else self._view(prefer, rows)
+        return view
 
     def _too_early(self, prefer: Prefer, rows: int) -> bool:
         """Whether to make a view of so many later, when it is asked for more often, lest each change costs one."""
@@ -432,6 +427,20 @@ class Ranking:
         first = np.flatnonzero(keys[0] == keys[0].min())
         best: Candidate = self._candidates[slots[first[np.lexsort((keys[2][first], keys[1][first]))[0]]]]
         return best
+
+    def _ordered_within(
+        self,
+        prefer: Prefer,
+        rows: int,
+        bounds: Sequence[Bound],
+        accuracy_min: float,
+        cost_max: float,
+        without: tuple[object, ...],
+    ) -> Iterable[tuple[int, Candidate]]:
+        """(class, candidate) of all that is within the limits, the best first."""
+        slots, lat_ms, _ = self._within(rows, bounds, accuracy_min, cost_max, without)
+        slots = slots[np.lexsort(keys_of(prefer, self._losses[:, slots], lat_ms)[::-1])]
+        return zip(self._class_of[slots].tolist(), self._candidates[slots].tolist(), strict=True)
 
     def _within(
         self,

@@ -269,7 +269,9 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             self._turn += 1
             for number in range(len(readable)):
                 topic = readable[(self._turn + number) % len(readable)]
-                found = found or await consumer.getmany(*topics[topic], timeout_ms=0, max_records=self._records_max)
+                found = await consumer.getmany(*topics[topic], timeout_ms=0, max_records=self._records_max)
+                if found:
+                    break
         if not found:
             everything = [partition for topic in readable for partition in topics[topic]]
             timeout_ms = GATHER_WAIT_MS if self._pace.gathers else FETCH_WAIT_MS

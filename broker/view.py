@@ -78,7 +78,7 @@ def keys_of(prefer: Prefer, losses: Floats, lat_ms: Floats) -> tuple[Floats, Flo
     return (cost, accuracy, lat_ms) if prefer == "cost" else (accuracy, cost, lat_ms)
 
 
-def thriftiest(priced: Iterable[tuple[Candidate, float]], left_min: float = -NEVER) -> Candidate | None:
+def thriftiest(priced: Iterable[tuple[Candidate, float]], left_min: float) -> Candidate | None:
     """The cheapest of those that take hardly more of what device time is worth than need be.
 
     None if no answer's accuracy is worth more than its device time and ``left_min``.
@@ -92,7 +92,7 @@ def thriftiest(priced: Iterable[tuple[Candidate, float]], left_min: float = -NEV
     return min(frugal, key=lambda option: (option[1].cost_per_1000_usual, -option[1].accuracy_low, option[0]))[1]
 
 
-def worthiest(priced: Iterable[tuple[Candidate, float]], accuracy_min: float = -NEVER) -> Candidate | None:
+def worthiest(priced: Iterable[tuple[Candidate, float]], accuracy_min: float) -> Candidate | None:
     """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy."""
     best, most = None, -NEVER
     for candidate, price in priced:

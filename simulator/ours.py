@@ -171,7 +171,7 @@ class _Worker:
                 match instruction:
                     case Run():
                         self.run = instruction
-                        queries = self.ours.queries(instruction.items)
+                        queries = [self.ours.query(item.record) for item in instruction.items]
                         world.run(self.device, self.ours.names.theirs[instruction.variant], queries)
                     case Answer(link=link, batch=batch, items=items, status=status):
                         for item in items:
@@ -327,10 +327,6 @@ class Ours:
 
     def query(self, record: RecordId) -> SimulatedQuery:
         return self.brokers[record.partition].queries[record.topic][record.offset]
-
-    def queries(self, items: Sequence[frames.Item]) -> list[SimulatedQuery]:
-        by_partition = [broker.queries for broker in self.brokers]
-        return [by_partition[partition][topic][offset] for topic, partition, offset in [item.record for item in items]]
 
     def entry(self, query: SimulatedQuery, record: RecordId) -> Entry:
         """As intake makes it."""

@@ -182,7 +182,7 @@ class Life:
             expected_ms = ahead_ms(group, self.order_ms, self.now_ms)
             for candidate in self.bench.core.catalog.candidates():
                 if candidate.team:
-                    wait_ms = group.wait_ms(candidate.team, self.order_ms, self.now_ms)
+                    wait_ms = group.waits_ms((candidate.team,), self.order_ms, self.now_ms)[0]
                     assert wait_ms == min([expected_ms[incarnation] for incarnation in candidate.team])
 
 
@@ -205,6 +205,6 @@ def test_workers_of_the_same_teams_count_as_one_until_a_team_parts_them() -> Non
     both.occupy(30.0, 0.0)
     one.occupy(10.0, 0.0)
     group = bench.core.groups["cpu"]
-    assert group.wait_ms(frozenset([both.incarnation, one.incarnation]), NEVER, 0.0) == 10.0
-    assert group.wait_ms(frozenset([both.incarnation]), NEVER, 0.0) == 30.0
-    assert group.wait_ms(frozenset([both.incarnation, one.incarnation]), NEVER, 0.0) == 10.0
+    assert group.waits_ms((frozenset([both.incarnation, one.incarnation]),), NEVER, 0.0)[0] == 10.0
+    assert group.waits_ms((frozenset([both.incarnation]),), NEVER, 0.0)[0] == 30.0
+    assert group.waits_ms((frozenset([both.incarnation, one.incarnation]),), NEVER, 0.0)[0] == 10.0
