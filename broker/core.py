@@ -338,7 +338,7 @@ class Core:
         if now_ms >= self._rank_ms:
             self._rank_ms = now_ms + RANK_INTERVAL_MS
             self.catalog.rank_observed(now_ms)
-            self._prices.ranges = self.catalog.price_ranges()
+            self._prices.put_ranges(self.catalog.price_ranges())
         if self._fairness.several:
             self._order_by_shares(now_ms)
         self._expire(now_ms)
@@ -464,8 +464,8 @@ class Core:
     def _waits_ms(self, teams: Sequence[Teams], entry: Entry, now_ms: float) -> list[float]:
         """Predicted time until the first worker of each team has run what comes before an entry."""
         waits_ms: list[float] = []
-        for group, of in teams:
-            waits_ms += self.groups[group].waits_ms(of, order_ms(entry, group), now_ms)
+        for of in teams:
+            waits_ms += self.groups[of.group].waits_ms(of.teams, order_ms(entry, of.group), now_ms)
         return waits_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:

@@ -50,6 +50,8 @@ class Group:
         """Of teams that were asked for together."""
         self._ends_ms: list[float] | None = None
         """Of each crew, until something is said about a worker; so is the next one."""
+        self._firsts_end_ms: dict[tuple[frozenset[str], ...], list[float]] = {}
+        """When the first of each of these teams has, as long: all that counts while nothing waits here."""
         self._others_ms = 0.0
         """Each one's part of what other brokers have queued."""
         self._rooms_ms: list[float] | None = None
@@ -103,6 +105,7 @@ class Group:
 
     def _worker_changed(self) -> None:
         self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
+        self._firsts_end_ms.clear()
         self._on_change()
 
     def _queue_changed(self, *, head: bool) -> None:
@@ -199,13 +202,29 @@ class Group:
         crews_of = self._crews_of.get(teams)
         if crews_of is None:
             crews_of = self._crews_of[teams] = [self._team(team).crews for team in teams]
+        if not self._queues_waiting():
+            ends_ms = self._firsts_end_ms.get(teams)
+            if ends_ms is None:
+                ends_ms = self._firsts_end_ms[teams] = _of_firsts(crews_of, self._crews_end_ms())
+            return self._running_ms(ends_ms, now_ms)
         ahead_ms = self._ahead_ms
         if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:
             ahead_ms = self._ahead_ms = self._ahead(order_ms, now_ms)
             self._ahead_of_ms, self._ahead_at_ms = order_ms, now_ms
-        return [
-            ahead_ms[crews[0]] if len(crews) == 1 else min([ahead_ms[crew] for crew in crews]) for crews in crews_of
-        ]
+        return _of_firsts(crews_of, ahead_ms)
+
+    def _running_ms(self, ends_ms: list[float], now_ms: float) -> list[float]:
+        """What is left of what ends then, behind what other brokers have queued."""
+        others_ms = self._others_ms
+        return [others_ms + (end_ms - now_ms if end_ms > now_ms else 0.0) for end_ms in ends_ms]
+
+    def _crews_end_ms(self) -> list[float]:
+        """When the first of each crew has run what it has; works out what other brokers have, too."""
+        if self._ends_ms is None:
+            self._ends_ms = [min([worker.ends_ms for worker in crew], default=NEVER) for crew in self._crews]
+            others_ms = max([worker.others_ms for worker in self.workers.values()], default=0.0)
+            self._others_ms = others_ms / max(1, len(self.workers))
+        return self._ends_ms
 
     def _ahead(self, order_ms: float, now_ms: float) -> list[float]:
         """Predicted ms of each crew: what its first one has, and its part of what waits before that place.
@@ -215,14 +234,7 @@ class Group:
         not leave any to those that are ahead of their share if it is not.
         """
         waiting = self._queues_waiting()
-        if self._ends_ms is None:
-            self._ends_ms = [min([worker.ends_ms for worker in crew], default=NEVER) for crew in self._crews]
-            others_ms = max([worker.others_ms for worker in self.workers.values()], default=0.0)
-            self._others_ms = others_ms / max(1, len(self.workers))
-        others_ms = self._others_ms
-        ahead_ms = [others_ms + (ends_ms - now_ms if ends_ms > now_ms else 0.0) for ends_ms in self._ends_ms]
-        if not waiting:
-            return ahead_ms
+        ahead_ms = self._running_ms(self._crews_end_ms(), now_ms)
         block_ms = self.block_ms(now_ms)
         end_ms = NEVER if order_ms >= BEHIND_MS else BEHIND_MS
         last_ms = max([queue.tail_ms(end_ms) for queue, _ in waiting])
@@ -271,3 +283,8 @@ class Group:
                     if crew in known.crews:
                         known.crews.append(others)
                 self._worker_changed()
+
+
+def _of_firsts(crews_of: list[list[int]], ms: list[float]) -> list[float]:
+    """Of each team the least that a crew of it has."""
+    return [ms[crews[0]] if len(crews) == 1 else min([ms[crew] for crew in crews]) for crews in crews_of]

@@ -22,10 +22,13 @@ queue that nobody has to wait in).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import e, exp, log
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from broker.ranking import Teams
 
 TARGET = 0.2
 """Of their slack that queries should wait for devices in demand."""
@@ -56,10 +59,15 @@ FREE = PriceRange(0.0, 0.0)
 class Level:
     """Of one team of workers, for one query topic."""
 
-    __slots__ = ("learned", "now", "seen_ms")
+    __slots__ = ("learned", "now", "range", "seen_ms")
 
-    def __init__(self, seen_ms: float) -> None:
-        self.learned, self.now, self.seen_ms = 0.0, 0.0, seen_ms
+    def __init__(self, seen_ms: float, of: PriceRange) -> None:
+        self.learned, self.now, self.seen_ms, self.range = 0.0, 0.0, seen_ms, of
+
+    @property
+    def price(self) -> float:
+        """What is above that of idle devices: where nothing waits, nobody gives up accuracy."""
+        return self.range.at(self.now) - self.range.least if self.now else 0.0
 
     def see(self, share: float, now_ms: float) -> None:
         """A query would have to wait for so much of its slack."""
@@ -74,6 +82,10 @@ class Level:
         self.now = self.learned + share
 
 
+IDLE = Level(0.0, FREE)
+"""Of a team that nobody has had to wait for."""
+
+
 class Prices:
     """Of all teams: workers of a group that have the same loaded.
 
@@ -81,38 +93,58 @@ class Prices:
     """
 
     def __init__(self, ranges: Mapping[str, PriceRange] | None = None) -> None:
-        self.ranges = ranges or {}
+        self._ranges = ranges or {}
         """By group."""
         self._levels: dict[tuple[str, frozenset[str], Hashable], Level] = {}
+        self._levels_of: dict[tuple[Sequence[Teams], Hashable], list[Level]] = {}
+        """Of all teams that were asked for together, in their order, until a level comes or goes."""
 
-    def see(self, group: str, team: frozenset[str], share: float, now_ms: float, payer: Hashable = None) -> float:
-        """The price for a query that would have to wait for this team for so much of its slack.
+    def put_ranges(self, ranges: Mapping[str, PriceRange]) -> None:
+        """What device time may be worth, by group."""
+        self._ranges = ranges
+        for (group, _, _), level in self._levels.items():
+            level.range = ranges.get(group, FREE)
+
+    def see(
+        self,
+        teams: Sequence[Teams],
+        waits_ms: Sequence[float],
+        slack_ms: float,
+        now_ms: float,
+        payer: Hashable = None,
+    ) -> Sequence[Level]:
+        """The levels for a query with so much slack that would have to wait for each of these teams for so long.
 
         Args:
             payer: its topic's account, if there are several.
         """
-        level = self._levels.get((group, team, payer))
-        if level is None:
-            if not share:
-                return 0.0
-            if len(self._levels) >= TEAMS_MAX:
-                levels = self._levels
-                del levels[min(levels, key=lambda each: levels[each].seen_ms)]
-            level = self._levels[group, team, payer] = Level(now_ms)
-        level.see(share, now_ms)
-        return self._at(group, level)
+        levels = self._levels_of.get((teams, payer))
+        if levels is None:
+            if len(self._levels_of) >= TEAMS_MAX:
+                self._levels_of.clear()
+            known = [self._levels.get((of.group, team, payer), IDLE) for of in teams for team in of.teams]
+            levels = self._levels_of[teams, payer] = known
+        for index, (level, wait_ms) in enumerate(zip(levels, waits_ms, strict=True)):
+            if level is not IDLE:
+                level.see(wait_ms / slack_ms, now_ms)
+            elif wait_ms:
+                group, team = [(of.group, team) for of in teams for team in of.teams][index]
+                levels[index] = self._begin(group, team, payer, now_ms)
+                levels[index].see(wait_ms / slack_ms, now_ms)
+        return levels
+
+    def _begin(self, group: str, team: frozenset[str], payer: Hashable, now_ms: float) -> Level:
+        """Somebody has to wait for a team for the first time."""
+        if len(self._levels) >= TEAMS_MAX:
+            levels = self._levels
+            del levels[min(levels, key=lambda each: levels[each].seen_ms)]
+        self._levels_of.clear()
+        level = self._levels[group, team, payer] = Level(now_ms, self._ranges.get(group, FREE))
+        return level
 
     def of(self, group: str, team: frozenset[str], payer: Hashable = None) -> float:
-        """As it was for the last query."""
-        level = self._levels.get((group, team, payer))
-        return self._at(group, level) if level is not None else 0.0
-
-    def _at(self, group: str, level: Level) -> float:
-        """What is above the price of idle devices: where nothing waits, nobody gives up accuracy."""
-        if not level.now:
-            return 0.0
-        prices = self.ranges.get(group, FREE)
-        return prices.at(level.now) - prices.least
+        """The price as it was for the last query."""
+        return self._levels.get((group, team, payer), IDLE).price
 
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:

@@ -18,7 +18,7 @@ leaves the views as they were. Who a query must not get may have dominated the a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,15 +33,13 @@ from broker.view import (
     GONE,
     NEVER,
     UNLOADED,
-    Bound,
+    Bounds,
     Floats,
     Objects,
     Places,
     Slots,
     View,
     keys_of,
-    thriftiest,
-    worthiest,
 )
 from modelless.messages import Prefer
 
@@ -129,6 +127,7 @@ class Ranking:
         """In place of views of large fronts."""
         self._accuracy_best = 0.0
         self._classes: tuple[Class, ...] = ()
+        self._class_ids_loaded: tuple[int, ...] = ()
         self._teams: tuple[Teams, ...] = ()
         self._price_ranges: dict[str, PriceRange] = {}
 
@@ -155,6 +154,17 @@ class Ranking:
         if self._changed:
             self._follow_up()
         return self._teams
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Of the classes, in their order."""
+        if self._changed:
+            self._follow_up()
+        return self._class_ids_loaded
+
+    def class_of(self, candidate: Candidate) -> int:
+        """The class's id."""
+        return int(self._class_of[self._slots[candidate]])
 
     def price_range(self, group: str) -> PriceRange:
         """Of the device time that what is loaded there takes."""
@@ -263,6 +273,7 @@ class Ranking:
             self._free_class_ids.append(class_id)
         present = sorted([(group, class_id, team) for (group, team), class_id in self._class_ids.items()])
         self._classes = tuple([Class(class_id, group, team) for group, class_id, team in present])
+        self._class_ids_loaded = tuple([each.id for each in self._classes])
         by_group = groupby(self._classes, key=lambda each: each.group)
         self._teams = tuple([Teams(group, tuple([each.team for each in own])) for group, own in by_group])
 
@@ -319,7 +330,7 @@ class Ranking:
         self,
         prefer: Prefer,
         rows: int,
-        bounds: Sequence[Bound],
+        bounds: Bounds,
         accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...] = (),
@@ -337,51 +348,34 @@ class Ranking:
             return self._scan(prefer, rows, bounds, accuracy_min, cost_max, without)
         return view.best(bounds, accuracy_min, cost_max)
 
-    def thriftiest(
-        self,
-        rows: int,
-        bounds: Sequence[Bound],
-        prices: Mapping[int, float],
-        accuracy_min: float,
-        cost_max: float,
-        without: tuple[object, ...] = (),
-        left_min: float = -NEVER,
-    ) -> Candidate | None:
-        """The cheapest of what takes hardly more device time than need be, at these prices of a ms by class.
-
-        Of each class only the cheapest counts: it hardly ever takes more of its device's time than another one.
+    def cheapest_of_each(
+        self, rows: int, bounds: Bounds, accuracy_min: float, cost_max: float, without: tuple[object, ...] = ()
+    ) -> Iterable[tuple[int, Candidate]]:
+        """(class, candidate): the cheapest of each class that is in time and accurate, if it is affordable.
 
         Args:
-            left_min: of an answer's accuracy there must be more left after the price of its time.
+            without: candidates that do not count.
         """
         view = self._view_for("cost", rows, without)
         if view is not None:
-            return thriftiest(view.cheapest(bounds, prices, accuracy_min, cost_max), left_min)
+            return view.cheapest(bounds, accuracy_min, cost_max)
         cheapest: dict[int, Candidate] = {}
         for class_id, candidate in self._ordered_within("cost", rows, bounds, accuracy_min, cost_max, without):
             cheapest.setdefault(class_id, candidate)
-        return thriftiest([(candidate, prices[class_id]) for class_id, candidate in cheapest.items()], left_min)
+        return cheapest.items()
 
-    def worthiest(
-        self,
-        rows: int,
-        bounds: Sequence[Bound],
-        prices: Mapping[int, float],
-        accuracy_min: float,
-        cost_max: float,
-        without: tuple[object, ...] = (),
-    ) -> Candidate | None:
-        """The most accuracy left after the price of a row's device time, of what is in time and affordable.
+    def by_accuracy(
+        self, rows: int, bounds: Bounds, cost_max: float, without: tuple[object, ...] = ()
+    ) -> Iterable[tuple[int, Candidate]]:
+        """(class, candidate) of what is in time and affordable, the most accurate first.
 
         Args:
-            prices: of a device-millisecond, by class.
             without: candidates that do not count.
         """
         view = self._view_for("accuracy", rows, without)
         if view is not None:
-            return worthiest(view.priced(bounds, prices, cost_max), accuracy_min)
-        ordered = self._ordered_within("accuracy", rows, bounds, -NEVER, cost_max, without)
-        return worthiest([(candidate, prices[class_id]) for class_id, candidate in ordered], accuracy_min)
+            return view.affordable(bounds, cost_max)
+        return self._ordered_within("accuracy", rows, bounds, -NEVER, cost_max, without)
 
     def _view_for(self, prefer: Prefer, rows: int, without: tuple[object, ...]) -> View | None:
         """Of the fronts as they are now; None: all are to be looked at."""
@@ -414,7 +408,7 @@ class Ranking:
         self,
         prefer: Prefer,
         rows: int,
-        bounds: Sequence[Bound],
+        bounds: Bounds,
         accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...],
@@ -432,7 +426,7 @@ class Ranking:
         self,
         prefer: Prefer,
         rows: int,
-        bounds: Sequence[Bound],
+        bounds: Bounds,
         accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...],
@@ -445,14 +439,14 @@ class Ranking:
     def _within(
         self,
         rows: int,
-        bounds: Sequence[Bound],
+        bounds: Bounds,
         accuracy_min: float,
         cost_max: float,
         without: tuple[object, ...],
     ) -> tuple[Places, Floats, Floats]:
         """Slots of all that is within the limits, with ms of its own and of what comes before it."""
         wait_ms, lat_ms_max = np.full((2, self._next_class_id), -NEVER)
-        for class_id, own_ms, own_ms_max in bounds:
+        for class_id, own_ms, own_ms_max in zip(*bounds, strict=True):
             own = class_id if class_id != ANY else slice(UNLOADED, None)
             wait_ms[own], lat_ms_max[own] = own_ms, own_ms_max
         losses, classes = self._losses, self._class_of

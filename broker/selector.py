@@ -21,15 +21,17 @@ leaves every comparison as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
-from broker.prices import Prices
+from broker.prices import Level, Prices
 from broker.ranking import Ranking, Teams
-from broker.view import NEVER, UNLOADED, Bound
+from broker.view import NEVER, UNLOADED, Bounds
 from modelless.messages import Prefer
+
+THRIFT = 0.05
+"""Of an answer's worth: device time that is given up for a lower cost."""
 
 Waits = Callable[[Sequence[Teams], Entry, float], Sequence[float]]
 """Predicted ms until the first worker of each team could start an entry, at an instant (ms)."""
@@ -43,16 +45,14 @@ class Chosen(NamedTuple):
     """What decided: the query's preference, or besides that the price of device time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     status: str
     message: str
     retry_after_ms: float | None = None
     wanted: Candidate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(NamedTuple):
     """Feasible, but nobody is there that could run it."""
 
     wanted: Candidate | None = None
@@ -92,22 +92,21 @@ class Selector:
         slack_ms, arrival_ms = NEVER, entry.source.arrival_ms
         if entry.latency_deadline_ms is not None:  # nothing is seen before its log time, whatever our clock says
             slack_ms = entry.latency_deadline_ms - (now_ms if now_ms > arrival_ms else arrival_ms)
+        teams = ranking.teams
+        waits_ms = waits(teams, entry, now_ms)
         stretch = target.stretch(query.inputs, entry.rows)
-        slack_ms *= stretch
-        is_urgent = 0 < slack_ms < NEVER
-        bounds: list[Bound] = []
-        prices: dict[int, float] = {}
-        for (class_id, group, team), wait_ms in zip(ranking.classes, waits(ranking.teams, entry, now_ms), strict=True):
-            wait_ms *= stretch
-            bounds.append((class_id, wait_ms, slack_ms - wait_ms))
-            if is_urgent:
-                price = self._prices.see(group, team, wait_ms / slack_ms, now_ms, entry.account)
-                prices[class_id] = price / stretch
-        asked = Asked(entry, ranking, bounds, prices, floor, cost_max, slack_ms, stretch)
+        if stretch != 1.0:
+            slack_ms *= stretch
+            waits_ms = [wait_ms * stretch for wait_ms in waits_ms]
+        levels: Sequence[Level] = ()
+        if 0 < slack_ms < NEVER:
+            levels = self._prices.see(teams, waits_ms, slack_ms, now_ms, entry.account)
+        bounds = ranking.class_ids, waits_ms, [slack_ms - wait_ms for wait_ms in waits_ms]
+        asked = Asked(entry, ranking, bounds, levels, floor, cost_max, slack_ms, stretch)
         found = asked.best()
         wanting = wanting and ranking.unloaded > 0
         if found is not None:
-            return found._replace(wanted=asked.better(found)) if wanting else found
+            return Chosen(found.candidate, found.missed, asked.better(found), found.by) if wanting else found
         missed = asked.missed(asked.wanted(query.prefer, None, floor, asked.latency_ms))
         return missed if wanting or not isinstance(missed, Chosen) else missed._replace(wanted=None)
 
@@ -124,32 +123,33 @@ class Asked:
         self,
         entry: Entry,
         ranking: Ranking,
-        bounds: Sequence[Bound],
-        prices: Mapping[int, float],
+        bounds: Bounds,
+        levels: Sequence[Level],
         floor: float,
         cost_max: float,
         slack_ms: float,
         stretch: float = 1.0,
     ) -> None:
-        self._entry, self._ranking, self._bounds, self._prices = entry, ranking, bounds, prices
+        self._entry, self._ranking, self._bounds, self._levels = entry, ranking, bounds, levels
         self._floor, self._cost_max, self._slack_ms, self._stretch = floor, cost_max, slack_ms, stretch
         deadline_ms = entry.latency_deadline_ms
         self.latency_ms = NEVER if deadline_ms is None else (deadline_ms - entry.source.arrival_ms) * stretch
         """What it may take from its log time: by that it is feasible or not."""
 
-    def _best(self, prefer: Prefer, bounds: Sequence[Bound], floor: float) -> Candidate | None:
+    def _best(self, prefer: Prefer, bounds: Bounds, floor: float) -> Candidate | None:
         entry = self._entry
         return self._ranking.best(prefer, entry.rows, bounds, floor, self._cost_max, entry.refused_by)
 
-    def _taking(self, lat_ms_max: float) -> list[Bound]:
+    def _taking(self, lat_ms_max: float) -> Bounds:
         """What is loaded, behind what comes before it, if it takes at most so long itself."""
-        return [(class_id, wait_ms, lat_ms_max) for class_id, wait_ms, _ in self._bounds]
+        class_ids, waits_ms, _ = self._bounds
+        return class_ids, waits_ms, (lat_ms_max,) * len(class_ids)
 
     def wanted(self, prefer: Prefer, chosen: Candidate | None, floor: float, latency_ms: float) -> Candidate | None:
         """The best of what nobody has loaded, if it meets these limits and is better than what is chosen."""
         if not self._ranking.unloaded:
             return None
-        candidate = self._best(prefer, ((UNLOADED, 0.0, latency_ms),), floor)
+        candidate = self._best(prefer, ((UNLOADED,), (0.0,), (latency_ms,)), floor)
         if candidate is None or chosen is None:
             return candidate
         rows = self._entry.rows
@@ -157,22 +157,53 @@ class Asked:
 
     def best(self) -> Chosen | None:
         """What is worth most, of what is in time."""
-        query, entry = self._entry.query, self._entry
-        if query.prefer == "latency" or not any(self._prices.values()):
+        query, prices = self._entry.query, None
+        if query.prefer != "latency":
+            prices = [level.price / self._stretch for level in self._levels]
+        if not prices or not any(prices):
             found = self._best(query.prefer, self._bounds, self._floor)
             return Chosen(found) if found is not None else None
+        price_of = dict(zip(self._bounds[0], prices, strict=True))
         degrades = query.on_miss == "degrade"
-        limits = entry.rows, self._bounds, self._prices
         if query.prefer == "cost":
-            left_min = 0.0 if degrades else -NEVER
-            found = self._ranking.thriftiest(*limits, self._floor, self._cost_max, entry.refused_by, left_min)
+            found = self._thriftiest(price_of, 0.0 if degrades else -NEVER)
             if found is not None:
                 return Chosen(found, (), None, "price")
-        floor = -NEVER if degrades else self._floor
-        found = self._ranking.worthiest(*limits, floor, self._cost_max, entry.refused_by)
+        found = self._worthiest(price_of, -NEVER if degrades else self._floor)
         if found is None:
             return None
         return Chosen(found, ("accuracy",) if found.accuracy_low < self._floor else (), None, "price")
+
+    def _thriftiest(self, price_of: Mapping[int, float], left_min: float) -> Candidate | None:
+        """The cheapest of what takes hardly more of what device time is worth than need be.
+
+        Of each class only the cheapest counts: it hardly ever takes more of its device's time than another one. None if
+        no answer's accuracy is worth more than its device time and ``left_min``.
+        """
+        entry = self._entry
+        options: list[tuple[float, float, float, int, Candidate]] = []
+        limits = entry.rows, self._bounds, self._floor, self._cost_max, entry.refused_by
+        for class_id, candidate in self._ranking.cheapest_of_each(*limits):
+            accuracy, worth = candidate.accuracy_low, price_of[class_id] * candidate.row_ms
+            if accuracy - worth > left_min:
+                options.append((candidate.cost_per_1000_usual, -accuracy, worth, len(options), candidate))
+        if not options:
+            return None
+        worth_max = min([option[2] for option in options]) + THRIFT
+        return min([option for option in options if option[2] <= worth_max])[-1]
+
+    def _worthiest(self, price_of: Mapping[int, float], accuracy_min: float) -> Candidate | None:
+        """What has the most accuracy left after the price of the device time of a row."""
+        entry, best, most = self._entry, None, -NEVER
+        limits = entry.rows, self._bounds, self._cost_max, entry.refused_by
+        for class_id, candidate in self._ranking.by_accuracy(*limits):
+            accuracy = candidate.accuracy_low
+            if accuracy <= most or accuracy < accuracy_min:
+                break
+            left = accuracy - price_of[class_id] * candidate.row_ms
+            if left > most:
+                best, most = candidate, left
+        return best
 
     def better(self, chosen: Chosen) -> Candidate | None:
         """What nobody has loaded and would be better than what is chosen."""
@@ -226,9 +257,8 @@ class Asked:
         late_ms = NEVER
         soonest = self._best("latency", self._taking(self.latency_ms), self._floor)
         if soonest is not None:
-            own = soonest.group, soonest.team
-            classes = zip(self._ranking.classes, self._bounds, strict=True)
-            (wait_ms,) = [wait_ms for each, (_, wait_ms, _) in classes if (each.group, each.team) == own]
+            class_ids, waits_ms, _ = self._bounds
+            wait_ms = waits_ms[class_ids.index(self._ranking.class_of(soonest))]
             late_ms = wait_ms + soonest.lat_ms(rows) - self._slack_ms
         for refused in self._entry.refused_by:  # its turn came too late this time
             if isinstance(refused, Candidate) and refused.workers:

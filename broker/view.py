@@ -10,10 +10,11 @@ one taken if it is not within the limits after all.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import or_
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,6 @@ EXACT_MAX = 512
 """Candidates in all fronts together up to which each has a bucket of its own."""
 BUCKETS_MAX = 128
 """Of more than these."""
-THRIFT = 0.05
-"""Of an answer's worth: device time that is given up for a lower cost."""
 ANY, GONE, UNLOADED = -1, 0, 1
 """In place of a class: all; no candidate any more; those that nobody has loaded."""
 
@@ -39,21 +38,24 @@ Slots = npt.NDArray[np.int32]
 Places = npt.NDArray[np.intp]
 Objects = npt.NDArray[np.object_]
 
-Bound = tuple[int, float, float]
-"""Where to look, and what holds there: class, ms of what comes before, at most so many ms of its own."""
+Bounds = tuple[Sequence[int], Sequence[float], Sequence[float]]
+"""Where to look, and what holds there: classes, ms of what comes before in each, at most so many ms of its own."""
 
-
-EVERYTHING: Sequence[Bound] = ((ANY, 0.0, NEVER),)
+EVERYTHING: Bounds = ((ANY,), (0.0,), (NEVER,))
 """Loaded or not, if nothing came before it."""
 
 
-class _Scale(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Scale:
     """What is within a limit: the set at ``bisect_right(lows, limit)``."""
 
     lows: list[float]
     """The smallest value of each bucket."""
     sets: list[int]
     """Of those in the buckets before each one; at last of all."""
+
+    def within(self, limit: float) -> int:
+        return self.sets[bisect_right(self.lows, limit)]
 
 
 def _scale(values: Floats, places: Places, size: int) -> _Scale:
@@ -76,32 +78,6 @@ def keys_of(prefer: Prefer, losses: Floats, lat_ms: Floats) -> tuple[Floats, Flo
     if prefer == "latency":
         return lat_ms, cost, accuracy
     return (cost, accuracy, lat_ms) if prefer == "cost" else (accuracy, cost, lat_ms)
-
-
-def thriftiest(priced: Iterable[tuple[Candidate, float]], left_min: float) -> Candidate | None:
-    """The cheapest of those that take hardly more of what device time is worth than need be.
-
-    None if no answer's accuracy is worth more than its device time and ``left_min``.
-    """
-    options = [(price * candidate.row_ms, candidate) for candidate, price in priced]
-    options = [(worth, candidate) for worth, candidate in options if candidate.accuracy_low - worth > left_min]
-    if not options:
-        return None
-    worth_max = min([worth for worth, _ in options]) + THRIFT
-    frugal = [option for option in options if option[0] <= worth_max]
-    return min(frugal, key=lambda option: (option[1].cost_per_1000_usual, -option[1].accuracy_low, option[0]))[1]
-
-
-def worthiest(priced: Iterable[tuple[Candidate, float]], accuracy_min: float) -> Candidate | None:
-    """The most accuracy left after the price of the device time of a row, of what comes in the order of accuracy."""
-    best, most = None, -NEVER
-    for candidate, price in priced:
-        if candidate.accuracy_low <= most or candidate.accuracy_low < accuracy_min:
-            break
-        left = candidate.accuracy_low - price * candidate.row_ms
-        if left > most:
-            best, most = candidate, left
-    return best
 
 
 class View:
@@ -148,59 +124,57 @@ class View:
         self._equal: list[bool] = [False, *equal.tolist()]
         """Whether it has the same accuracy and cost as the one before it."""
 
-    def cheapest(
-        self, bounds: Sequence[Bound], prices: Mapping[int, float], accuracy_min: float, cost_max: float
-    ) -> Iterator[tuple[Candidate, float]]:
-        """Of a view by cost, that of each class which is in time and accurate, with the class's price."""
+    def cheapest(self, bounds: Bounds, accuracy_min: float, cost_max: float) -> Iterator[tuple[int, Candidate]]:
+        """Of a view by cost, (class, candidate): that of each class which is in time and accurate."""
         assert self._accuracy is not None
-        accurate = self._accuracy.sets[bisect_right(self._accuracy.lows, -accuracy_min)]
-        for class_id, _, lat_ms_max in bounds:
-            lows, sets = self._by_class[class_id]
-            found = accurate & sets[bisect_right(lows, lat_ms_max)]
+        class_ids, _, lats_ms_max = bounds
+        accurate = self._accuracy.within(-accuracy_min)
+        for class_id, lat_ms_max in zip(class_ids, lats_ms_max, strict=True):
+            found = accurate & self._by_class[class_id].within(lat_ms_max)
             while found:
                 place = found.bit_length() - 1
                 candidate = self._candidates[place]
                 if self._exact or (self._lat_ms[place] <= lat_ms_max and candidate.accuracy_low >= accuracy_min):
                     if candidate.cost_per_1000_usual <= cost_max:
-                        yield candidate, prices[class_id]
+                        yield class_id, candidate
                     break
                 found ^= 1 << place
 
-    def priced(
-        self, bounds: Sequence[Bound], prices: Mapping[int, float], cost_max: float
-    ) -> Iterator[tuple[Candidate, float]]:
-        """Of a view by accuracy, what is in time and affordable, with its class's price."""
-        lat_ms_max_of = {class_id: ms_max for class_id, _, ms_max in bounds}
+    def affordable(self, bounds: Bounds, cost_max: float) -> Iterator[tuple[int, Candidate]]:
+        """Of a view by accuracy, (class, candidate) of what is in time and affordable."""
         assert self._cost is not None
-        found = self._cost.sets[bisect_right(self._cost.lows, cost_max)] & self._in_time(bounds)
+        found = self._cost.within(cost_max) & self._in_time(bounds)
+        lat_ms_max_of = {} if self._exact else dict(zip(bounds[0], bounds[2], strict=True))
         while found:
             place = found.bit_length() - 1
             found ^= 1 << place
             candidate, class_id = self._candidates[place], self._classes[place]
-            if self._lat_ms[place] <= lat_ms_max_of[class_id] and candidate.cost_per_1000_usual <= cost_max:
-                yield candidate, prices[class_id]
+            if self._exact or (
+                self._lat_ms[place] <= lat_ms_max_of[class_id] and candidate.cost_per_1000_usual <= cost_max
+            ):
+                yield class_id, candidate
 
-    def _in_time(self, bounds: Sequence[Bound]) -> int:
+    def _in_time(self, bounds: Bounds) -> int:
         found, by_class = 0, self._by_class
-        for class_id, _, lat_ms_max in bounds:
-            lows, sets = by_class[class_id]
-            found |= sets[bisect_right(lows, lat_ms_max)]
+        class_ids, _, lats_ms_max = bounds
+        for class_id, lat_ms_max in zip(class_ids, lats_ms_max, strict=True):
+            scale = by_class[class_id]
+            found |= scale.sets[bisect_right(scale.lows, lat_ms_max)]  # ``within``, without a call for each class
         return found
 
-    def best(self, bounds: Sequence[Bound], accuracy_min: float, cost_max: float) -> Candidate | None:
+    def best(self, bounds: Bounds, accuracy_min: float, cost_max: float) -> Candidate | None:
         """The best that is accurate and affordable, and as fast as it has to be where it is; of equals the soonest."""
-        found, scale = -1, self._accuracy
-        if scale is not None:
-            found = scale.sets[bisect_right(scale.lows, -accuracy_min)]
-        scale = self._cost
-        if scale is not None:
-            found &= scale.sets[bisect_right(scale.lows, cost_max)]
+        found = -1
+        if self._accuracy is not None:
+            found = self._accuracy.within(-accuracy_min)
+        if self._cost is not None:
+            found &= self._cost.within(cost_max)
         if self._by == "latency":
             return self._soonest(found, bounds, accuracy_min, cost_max)
         found &= self._in_time(bounds)
         place = found.bit_length() - 1
         if not self._exact:
-            lat_ms_max_of = {class_id: ms_max for class_id, _, ms_max in bounds}
+            lat_ms_max_of = dict(zip(bounds[0], bounds[2], strict=True))
             limits = (-NEVER, cost_max) if self._by == "accuracy" else (accuracy_min, NEVER)
             while place >= 0 and not (
                 self._lat_ms[place] <= lat_ms_max_of.get(self._classes[place], NEVER) and self._within(place, *limits)
@@ -218,13 +192,13 @@ class View:
         candidate = self._candidates[place]
         return candidate.accuracy_low >= accuracy_min and candidate.cost_per_1000_usual <= cost_max
 
-    def _sooner(self, place: int, found: int, bounds: Sequence[Bound]) -> Candidate:
+    def _sooner(self, place: int, found: int, bounds: Bounds) -> Candidate:
         """Of this one and its equals the first to have answered."""
-        bound_of = {bound[0]: bound for bound in bounds}
+        bound_of = {bound[0]: bound for bound in zip(*bounds, strict=True)}
         best, best_ms, first = place, NEVER, False
         while not first:
             if found >> place & 1:
-                _, wait_ms, lat_ms_max = bound_of.get(self._classes[place], bounds[0])
+                _, wait_ms, lat_ms_max = bound_of.get(self._classes[place], (ANY, 0.0, NEVER))
                 lat_ms = self._lat_ms[place]
                 if lat_ms <= lat_ms_max and wait_ms + lat_ms < best_ms:
                     best, best_ms = place, wait_ms + lat_ms
@@ -232,10 +206,10 @@ class View:
             place -= 1
         return self._candidates[best]
 
-    def _soonest(self, found: int, bounds: Sequence[Bound], accuracy_min: float, cost_max: float) -> Candidate | None:
+    def _soonest(self, found: int, bounds: Bounds, accuracy_min: float, cost_max: float) -> Candidate | None:
         """The one that will have answered first, of equals the cheaper."""
         best, best_ms, candidates = None, NEVER, self._candidates
-        for class_id, wait_ms, lat_ms_max in bounds:
+        for class_id, wait_ms, lat_ms_max in zip(*bounds, strict=True):
             own = found & self._by_class[class_id].sets[-1]
             while own:
                 place = own.bit_length() - 1

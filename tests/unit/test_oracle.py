@@ -29,8 +29,7 @@ from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.prices import Prices
 from broker.profiles import LatencyTable
-from broker.selector import Choice, Chosen, Parked, Refused, Selector
-from broker.view import THRIFT
+from broker.selector import THRIFT, Choice, Chosen, Parked, Refused, Selector
 from modelless.messages import BatchTime
 
 INF = float("inf")

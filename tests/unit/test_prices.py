@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broker.prices import FREE, LEARN_MS, TARGET, TEAMS_MAX, Prices, price_range, widest
+from broker.ranking import Teams
 
 FAST, MIDDLE, SLOW = (0.6, 2.0), (0.8, 10.0), (0.9, 30.0)
 """(accuracy, ms a row): 0.3 a ms from nothing, then 0.025 and 0.005 for each further one."""
@@ -101,11 +102,17 @@ TEAM = frozenset({"w-0"})
 RANGE = price_range(PORTFOLIO)
 
 
+def see(prices: Prices, share: float, now_ms: float, payer: str | None = None, team: frozenset[str] = TEAM) -> float:
+    """The price for a query that would have to wait for so much of its slack."""
+    (level,) = prices.see((Teams("g", (team,)),), (share,), 1.0, now_ms, payer)
+    return level.price
+
+
 def seen(*shares: float, every_ms: float = 100.0, prices: Prices | None = None) -> float:
     """The price that the last of queries finds that would have to wait for so much of their slack."""
     prices, price = prices or Prices({"g": RANGE}), 0.0
     for number, share in enumerate(shares):
-        price = prices.see("g", TEAM, share, number * every_ms)
+        price = see(prices, share, number * every_ms)
     assert prices.of("g", TEAM) == price
     return price
 
@@ -136,22 +143,22 @@ def test_it_does_not_matter_how_many_ask() -> None:
 def test_what_one_topic_waits_for_another_does_not_pay() -> None:
     prices = Prices({"g": RANGE})
     for number in range(10):
-        prices.see("g", TEAM, 1.0, number * 100.0, "ahead")
-        prices.see("g", TEAM, 0.0, number * 100.0, "within")
+        see(prices, 1.0, number * 100.0, "ahead")
+        see(prices, 0.0, number * 100.0, "within")
     assert prices.of("g", TEAM, "ahead") > 0.0
     assert prices.of("g", TEAM, "within") == 0.0
 
 
 def test_a_clock_that_is_set_back_teaches_nothing() -> None:
     prices = Prices({"g": RANGE})
-    prices.see("g", TEAM, 1.0, 1e6)
-    assert prices.see("g", TEAM, 0.5, 0.0) == pytest.approx(RANGE.at(0.5) - RANGE.least)
+    see(prices, 1.0, 1e6)
+    assert see(prices, 0.5, 0.0) == pytest.approx(RANGE.at(0.5) - RANGE.least)
 
 
 def test_after_a_pause_one_query_does_not_teach_it_all() -> None:
     prices = Prices({"g": RANGE})
-    prices.see("g", TEAM, 0.5, 0.0)
-    prices.see("g", TEAM, TARGET + 0.3, 1e9)
+    see(prices, 0.5, 0.0)
+    see(prices, TARGET + 0.3, 1e9)
     assert prices.of("g", TEAM) == pytest.approx(RANGE.at(0.3 + TARGET + 0.3) - RANGE.least)
 
 
@@ -163,7 +170,26 @@ def test_a_full_queue_never_overflows() -> None:
 def test_teams_that_went_are_forgotten() -> None:
     prices = Prices({"g": RANGE})
     for number in range(TEAMS_MAX + 100):
-        prices.see("g", frozenset({f"w-{number}"}), 0.5, number)
+        see(prices, 0.5, number, team=frozenset({f"w-{number}"}))
     assert len(prices._levels) == TEAMS_MAX
     assert prices.of("g", frozenset({f"w-{TEAMS_MAX + 99}"})) > 0.0
     assert prices.of("g", frozenset({"w-0"})) == 0.0
+
+
+def test_teams_that_are_asked_for_together_have_what_one_of_them_learned_alone() -> None:
+    prices, both = Prices({"g": RANGE}), (Teams("g", (TEAM, frozenset({"w-1"}))),)
+    for _ in range(2):
+        assert [level.price > 0 for level in prices.see(both, (0.0, 0.5), 1.0, 0.0)] == [False, True]
+    see(prices, 1.0, 0.0)
+    see(prices, 1.0, 100.0)
+    first, _ = prices.see(both, (0.5, 0.5), 1.0, 100.0)
+    assert first.price == prices.of("g", TEAM) > RANGE.at(0.5) - RANGE.least
+
+
+def test_levels_stay_when_what_device_time_is_worth_is_something_else() -> None:
+    prices = Prices()
+    assert see(prices, 0.5, 0.0) == 0.0
+    prices.put_ranges({"g": RANGE})
+    assert prices.of("g", TEAM) == see(prices, 0.5, 0.0) == pytest.approx(RANGE.at(0.5) - RANGE.least)
+    prices.put_ranges({})
+    assert prices.of("g", TEAM) == 0.0
