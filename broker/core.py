@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, repeat
 
+from broker.alike import Alike
 from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated, order_ms
 from broker.calls import joining
 from broker.canary import Counts
@@ -143,15 +144,19 @@ class Core:
 
     # --- queries --------------------------------------------------------------------------------------------------
 
-    def admit(self, entry: Entry, now_ms: float) -> None:
-        """A decoded query enters; its record was accepted by the ledger."""
+    def admit(self, entry: Entry, now_ms: float, alike: Alike | None = None) -> None:
+        """A decoded query enters; its record was accepted by the ledger.
+
+        Args:
+            alike: the same for all that enter at this instant.
+        """
         self.ledger.open(entry)
         if entry.latency_deadline_ms is not None:  # without one it waits behind everybody as it is
             entry.account = self._fairness.account(entry.source.record.topic)
         if self._cancelled and self._was_cancelled(entry):
             self._reply(entry, "CANCELLED", "cancelled before it started")
         else:
-            self._place(entry, now_ms, first=True)
+            self._place(entry, now_ms, first=True, alike=alike)
 
     def refuse(self, entry: Entry, status: str, message: str) -> None:
         """A record that is no valid query, but has an address: its outcome is an error reply."""
@@ -404,7 +409,7 @@ class Core:
 
     # --- placing --------------------------------------------------------------------------------------------------
 
-    def _place(self, entry: Entry, now_ms: float, *, first: bool = False) -> None:
+    def _place(self, entry: Entry, now_ms: float, *, first: bool = False, alike: Alike | None = None) -> None:
         """Choose for an entry that waits nowhere; what would be better is counted once, at ``first``."""
         if entry.deadline_ms is not None and entry.deadline_ms <= now_ms:
             return self._expired(entry)
@@ -419,7 +424,12 @@ class Core:
             latency_ms = NEVER if deadline_ms is None else deadline_ms - entry.source.arrival_ms
             self._demand.add(entry.query, latency_ms, floor, entry.rows)
         wanting = first and next(self._turn)
-        choice = self._selector.choose(entry, target, now_ms, self._waits_ms, floor, wanting=wanting)
+        asks = entry.explains or (wanting and target.ranking.unloaded > 0)
+        choice: Choice | None = None if alike is None or asks else alike.find(entry, target, floor)
+        if choice is None:
+            choice = self._selector.choose(entry, target, now_ms, self._waits_ms, floor, wanting=wanting)
+            if alike is not None:
+                alike.learn(entry, target, floor, choice)
         if first and choice.wanted is not None:
             times = WANT_TURNS if isinstance(choice, Chosen) else 1
             self._wants.add(choice.wanted.key, times * entry.rows)
@@ -431,6 +441,8 @@ class Core:
             case Chosen(candidate=candidate, missed=missed):
                 entry.missed = missed
                 self._enqueue(entry, candidate, target, now_ms)
+                if alike is not None:
+                    alike.gave(candidate.group, candidate.row_ms * entry.rows)
             case Refused(status=status, message=message, retry_after_ms=retry_after_ms):
                 if status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
                     ahead = entry.account is not None and entry.account.is_ahead_somewhere

@@ -20,6 +20,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
+from broker.alike import Alike
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.dead_letters import dead_letter
 from broker.devices import Worker
@@ -204,10 +205,11 @@ class Broker:
     def read(self, records: Iterable[ConsumerRecord]) -> float:
         """The reader has records of one partition, in order."""
         now_ms, slack_ms = self._clock.now_ms(), float("inf")
+        alike = Alike(now_ms)
         for record in records:
             source = self._arrived(record, now_ms)
             if source is not None:
-                slack_ms = min(slack_ms, self._take(source, now_ms))
+                slack_ms = min(slack_ms, self._take(source, now_ms, alike))
         self.kick()
         return slack_ms
 
@@ -223,12 +225,12 @@ class Broker:
             arrival_ms = min(arrival_ms, now_ms) if arrival_ms >= 0 else now_ms
         return Source(name, record.key, record.value, record.headers, arrival_ms)
 
-    def _take(self, source: Source, now_ms: float, *, final: bool = False) -> float:
+    def _take(self, source: Source, now_ms: float, alike: Alike | None = None, *, final: bool = False) -> float:
         """Returns how long after its arrival it has to be answered, ms."""
         result = self._intake.read(source)
         match result:
             case Entry(latency_deadline_ms=deadline_ms):
-                self._core.admit(result, now_ms)
+                self._core.admit(result, now_ms, alike)
                 return float("inf") if deadline_ms is None else deadline_ms - source.arrival_ms
             case Dead(code="NOT_FOUND") if (
                 not final and len(self._held) < HELD_MAX

@@ -23,6 +23,7 @@ SOURCES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.
 
 PURE = frozenset(
     {
+        "broker.alike",
         "broker.batcher",
         "broker.calls",
         "broker.canary",

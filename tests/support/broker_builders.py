@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
 
+from broker.alike import Alike
 from broker.catalog import Catalog
 from broker.core import Core, Instruction, TellDemand
 from broker.devices import Worker
@@ -106,10 +107,10 @@ class Bench:
         states = tuple(frames.VariantState(variant, "ready") for variant in variants)
         self.core.frame(worker, frames.State(states, 0, 0.0, 1), now_ms)
 
-    def admit(self, now_ms: float = 0.0, **asked: Any) -> Entry:
+    def admit(self, now_ms: float = 0.0, alike: Alike | None = None, **asked: Any) -> Entry:
         made = entry(next(self._offsets), arrival_ms=asked.pop("arrival_ms", now_ms), **asked)
         assert self.core.ledger.arrived(made.record)
-        self.core.admit(made, now_ms)
+        self.core.admit(made, now_ms, alike)
         return made
 
     def poll(self, now_ms: float = 0.0) -> list[Instruction]:
