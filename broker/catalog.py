@@ -96,9 +96,15 @@ class Candidate:
     batch_ms: float = field(init=False)
     """lat(b) of these."""
     _scale: float = field(init=False)
+    _kinds: list[tuple[str, str, tuple[int, ...]]] = field(init=False)
+    """Name, datatype and shape of a row of each input, as most queries have them."""
+    _signature: Signature = field(init=False)
+    """Of a query that does."""
 
     def __post_init__(self) -> None:
         self.layout = layout_of(self.model.inputs, self.model.outputs)
+        self._kinds = [(spec.name, spec.datatype, spec.shape[1:]) for spec in self.model.inputs]
+        self._signature = (0, tuple([shape for _, _, shape in self._kinds]))
         self.sample(self.usual)
 
     @property
@@ -152,6 +158,8 @@ class Candidate:
     def match(self, tensors: tuple[Tensor, ...]) -> Matched | str:
         """A query's inputs as they would be run, or a sentence that says what is wrong with them."""
         layout = self.layout
+        if layout is None and [(name, datatype, shape[1:]) for name, datatype, shape, _ in tensors] == self._kinds:
+            return Matched(tensors, self._signature)
         inputs = match_inputs(tensors, self.model.inputs, layout)
         if isinstance(inputs, str):
             return inputs
@@ -564,12 +572,6 @@ def match_inputs(
     tensors: tuple[Tensor, ...], specs: tuple[TensorSpec, ...], layout: Layout | None = None
 ) -> tuple[Tensor, ...] | str:
     """The tensors in the order of the specification, or a sentence that says what is wrong."""
-    if layout is None and len(tensors) == len(specs):  # as most come
-        for given, spec in zip(tensors, specs, strict=True):
-            if given.name != spec.name or given.datatype != spec.datatype or given.shape[1:] != spec.shape[1:]:
-                break
-        else:
-            return tensors
     by_name = {tensor.name: tensor for tensor in tensors}
     ordered: list[Tensor | None] = []
     made = () if layout is None else layout.made
