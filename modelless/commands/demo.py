@@ -40,10 +40,10 @@ def demo(
     """Train a small family of models, serve real images through real Kafka, and compare with fixed choices.
 
     Of each of the five models the system makes and measures what variants it can. Three classes of queries (tight
-    latency, high accuracy, cheapest) arrive at a rising rate with bursts. The system chooses a variant for each; then
-    the same queries are asked again of the best single variant for all classes, of the cheapest, and of what an
-    oracle would choose for each class that knows the measurements and the load. Exit status 0 only if every query
-    got exactly one reply, counted in Kafka.
+    latency, high accuracy, cheapest) arrive at a rising rate with bursts. The system chooses a variant for each; the
+    same queries are asked of the best single variant for all classes, of the cheapest, and of what an oracle would
+    choose for each class that knows the measurements and, from a rehearsal, the load. The four take turns, since all
+    share the machine. Exit status 0 only if every query got exactly one reply, counted in Kafka.
 
     Examples:
 

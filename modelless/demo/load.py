@@ -40,21 +40,31 @@ class Load:
             future.exception()
 
     async def drive(
-        self, scenario: Scenario, policy: Policy, arrivals: Sequence[Arrival], progress: Callable[[int], None]
+        self,
+        scenario: Scenario,
+        policy: Policy,
+        arrivals: Sequence[Arrival],
+        progress: Callable[[], None],
+        from_s: float = 0.0,
     ) -> Driven:
-        """Returns when every query has its outcome; the client's own time limits bound that."""
+        """Returns when every query has its outcome; the client's own time limits bound that.
+
+        Args:
+            arrivals: of the part of the load that begins at ``from_s``.
+            progress: told of each query that was sent.
+        """
         answers: list[Answer] = []
         outstanding: set[asyncio.Future[Result]] = set()
-        begin_s = perf_counter()
+        begin_s = perf_counter() - from_s
         lag_s_max = 0.0
-        for n, arrival in enumerate(arrivals):
+        for arrival in arrivals:
             ahead_s = begin_s + arrival.at_s - perf_counter()
             await asyncio.sleep(max(0.0, ahead_s))
             lag_s_max = max(lag_s_max, perf_counter() - begin_s - arrival.at_s)
             future = self._submit(arrival.image, ask_of(scenario.kind(arrival.kind), policy))
             outstanding.add(future)
             future.add_done_callback(self._writer(scenario, policy, arrival, answers, outstanding, begin_s))
-            progress(n + 1)
+            progress()
         while outstanding:
             await asyncio.wait(outstanding)
         return Driven(tuple(answers), lag_s_max * 1000)

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from modelless.client import Client
 from modelless.config import Config
@@ -30,8 +30,8 @@ from modelless.plot import plot_variants
 from modelless.variants import Variant
 
 WARM_UP_MS = 20_000
-_PAUSE_S = 1.0
-"""Between policies, so that one does not inherit the other's tail."""
+_PAUSE_S = 0.5
+"""Between turns, so that one does not inherit the other's tail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,8 @@ async def _serve(options: Options, config_file: Path, family: Family, console: C
         console.print(f"ready after {time.monotonic() - started_s:.1f} s at {system.config.kafka.servers}")
         console.rule("3. registering; making and measuring variants", align="left")
         found = await _register(options, system, family, console)
-        plan = scenario.make_scenario(measured(found))
-        driven, count = await _drive(options, system, plan, family, console)
-        plan = replace(plan, policies=tuple(policy for policy, _ in driven))
-        _conclude(options, plan, found, [part for _, part in driven], count, console)
+        plan, driven, count = await _drive(options, system, scenario.make_scenario(measured(found)), family, console)
+        _conclude(options, plan, found, driven, count, console)
         if options.keep:
             console.print(f"kept running: modelless query --config {config_file} --help; Ctrl-C ends it")
             await system.wait()
@@ -118,8 +116,8 @@ async def _register(options: Options, system: System, family: Family, console: C
 
 async def _drive(
     options: Options, system: System, plan: Scenario, family: Family, console: Console
-) -> tuple[list[tuple[Policy, Driven]], Count]:
-    """The policies in their order; the oracle's comes last, since it knows what the load was like."""
+) -> tuple[Scenario, list[Driven], Count]:
+    """A rehearsal, from which the oracle knows what the load is like; then all policies, in turns."""
     console.rule("4. the load", align="left")
     arrivals = scenario.make_arrivals(
         plan.classes,
@@ -137,24 +135,32 @@ async def _drive(
         load = Load(client, family.queries)
         with _progress(console) as progress:
 
-            async def drive(policy: Policy, name: str, arrivals: Sequence[Arrival]) -> Driven:
-                bar = progress.add_task(name, total=len(arrivals))
-                await load.warm_up([ask_of(kind, policy) | {"latency_ms_max": WARM_UP_MS} for kind in plan.classes])
-                part = await load.drive(plan, policy, arrivals, lambda done: progress.update(bar, completed=done))
+            async def drive(policy: Policy, bar: TaskID, arrivals: Sequence[Arrival], from_s: float = 0.0) -> Driven:
+                part = await load.drive(plan, policy, arrivals, lambda: progress.advance(bar), from_s)
                 await asyncio.sleep(_PAUSE_S)
                 system.check()
                 return part
 
-            # Kafka's Java has hardly run yet: whoever came first would pay for its compiling
-            await drive(plan.policies[0], "rehearsal, not counted below", arrivals[: len(arrivals) // 2])
-            driven = [(policy, await drive(policy, policy.name, arrivals)) for policy in plan.policies]
-            ours = report.figures(driven[0][1].answers, plan.classes, plan.policies[:1])
-            last = scenario.oracle(plan, {row.kind: row.batch_rows for row in ours if row.batch_rows is not None})
-            driven.append((last, await drive(last, last.name, arrivals)))
+            async def warm_up(policy: Policy) -> None:
+                await load.warm_up([ask_of(kind, policy) | {"latency_ms_max": WARM_UP_MS} for kind in plan.classes])
+
+            ours = plan.policies[0]
+            await warm_up(ours)
+            bar = progress.add_task("rehearsal, not counted below", total=len(arrivals))
+            rehearsed = report.figures((await drive(ours, bar, arrivals)).answers, plan.classes, [ours])
+            last = scenario.oracle(plan, {row.kind: row.batch_rows for row in rehearsed if row.batch_rows is not None})
+            plan = replace(plan, policies=(*plan.policies, last))
+            bars = {policy.name: progress.add_task(policy.name, total=len(arrivals)) for policy in plan.policies}
+            for policy in plan.policies[1:]:
+                await warm_up(policy)
+            driven = [
+                await drive(turn.policy, bars[turn.policy.name], turn.arrivals, turn.from_s)
+                for turn in scenario.in_turns(plan.policies, arrivals, options.seconds)
+            ]
         console.rule("5. counting replies in Kafka", align="left")
         count = await verifier.count(client.id, load.submitted)
         console.print(count.describe(), style="green" if count.is_exact else "bold red")
-    return driven, count
+    return plan, driven, count
 
 
 def _conclude(
@@ -177,10 +183,15 @@ def _conclude(
         console.print(line, highlight=False)
     ours, single, *_, oracle = (policy.name for policy in plan.policies)
     ratios = report.cost_ratios(rows, ours, oracle, single)
+    to_oracle_by_part = []
+    for first in range(0, len(driven), len(plan.policies)):
+        own = [answer for part in driven[first : first + len(plan.policies)] for answer in part.answers]
+        of_part = report.figures(own, plan.classes, plan.policies)
+        to_oracle_by_part.append(report.cost_ratios(of_part, ours, oracle, single).to_oracle)
     words = report.verdict(rows)
     lag_ms = max(part.lag_ms_max for part in driven)
     console.print(words, style="bold")
-    console.print(show.ratios(ratios), style="bold")
+    console.print(show.ratios(ratios, to_oracle_by_part), style="bold")
     console.print(f"(the load was sent at most {lag_ms:.0f} ms late)", style="dim")
     options.results.mkdir(parents=True, exist_ok=True)
     result = {
@@ -192,6 +203,7 @@ def _conclude(
         "lag_ms_max": [part.lag_ms_max for part in driven],
         "figures": report.as_dict(rows),
         "cost_ratios": asdict(ratios),
+        "to_oracle_by_part": to_oracle_by_part,
         "verdict": words,
     }
     (options.results / "demo.json").write_text(json.dumps(result, indent=2))

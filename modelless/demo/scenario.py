@@ -7,8 +7,9 @@ three classes of constraints, and asks about one held-out image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,6 +79,15 @@ class Policy:
 
     name: str
     pins: Mapping[str, str] | None = None
+
+
+class Turn(NamedTuple):
+    """A part of the load, sent under one policy."""
+
+    policy: Policy
+    from_s: float
+    """When the part begins."""
+    arrivals: Sequence[Arrival]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +183,20 @@ def make_arrivals(
     rounds = -(-len(times) // images)
     order = np.concatenate([draw.permutation(images) for _ in range(rounds)]) if rounds else np.empty(0, int)
     return tuple(Arrival(at_s, str(kind), int(image)) for at_s, kind, image in zip(times, kinds, order, strict=False))
+
+
+def in_turns(policies: Sequence[Policy], arrivals: Sequence[Arrival], seconds: float) -> Iterator[Turn]:
+    """As many parts of the load as there are policies, each part under all of them before the next one.
+
+    A cost is a time on a device, and depends on what else the machine does, which changes within a minute: Kafka's
+    Java compiles itself, variants are loaded, neighbours come and go. Here each policy has its part of all that, and
+    is once the first, once the second and so on (a Latin square).
+    """
+    for place in range(len(policies)):
+        from_s, to_s = (seconds * (place + end) / len(policies) for end in (0, 1))
+        part = [arrival for arrival in arrivals if from_s <= arrival.at_s < to_s]
+        for policy in (*policies[place:], *policies[:place]):
+            yield Turn(policy, from_s, part)
 
 
 def _floor(accuracy: float) -> float:

@@ -62,9 +62,12 @@ def policy_notes(scenario: Scenario) -> list[str]:
     return lines
 
 
-def ratios(found: CostRatios) -> str:
+def ratios(found: CostRatios, to_oracle_by_part: Sequence[float | None]) -> str:
+    """The parts tell how far to believe the whole: they differ by what the machine did meanwhile, too."""
+    parts = _range([ratio for ratio in to_oracle_by_part if ratio is not None], "{:.2f}")
     return (
-        f"cost of an answer, model-less: {_number(found.to_oracle, '{:.2f}')} times the oracle's, "
+        f"cost of an answer, model-less: {_number(found.to_oracle, '{:.2f}')} times the oracle's "
+        f"({parts} in its turns), "
         f"{_number(found.to_single, '{:.2f}')} times that of one variant for all"
     )
 

@@ -12,8 +12,10 @@ from modelless.demo.scenario import (
     BURST_SHARE,
     BURSTS,
     Measured,
+    Policy,
     QueryClass,
     Scenario,
+    in_turns,
     make_arrivals,
     make_scenario,
     oracle,
@@ -79,6 +81,22 @@ def test_classes_come_in_their_shares_and_every_image_is_asked_before_any_is_ask
 
 def test_nothing_arrives_in_no_time() -> None:
     assert arrivals(seconds=0.001, rate=1) == ()
+
+
+def test_each_policy_has_the_whole_load_and_every_place_in_turn_once() -> None:
+    policies = [Policy(name) for name in ("a", "b", "c", "d")]
+    load, turns = arrivals(), list(in_turns(policies, arrivals(), 20))
+    assert len(turns) == 16
+    for policy in policies:
+        own = [turn for turn in turns if turn.policy is policy]
+        assert tuple(arrival for turn in own for arrival in turn.arrivals) == load
+        assert all(turn.from_s <= turn.arrivals[0].at_s <= turn.from_s + 5 for turn in own)
+        assert sorted(turns.index(turn) % 4 for turn in own) == [0, 1, 2, 3]
+        assert sorted(turns.index(turn) // 4 for turn in own) == [0, 1, 2, 3]
+
+
+def test_no_burst_is_cut_between_the_turns_of_four_policies() -> None:
+    assert all(int(4 * begin) == int(4 * (begin + BURST_SHARE)) for begin in BURSTS)
 
 
 def test_constraints_lie_between_what_the_models_have() -> None:

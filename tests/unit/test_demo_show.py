@@ -73,8 +73,9 @@ def test_fixed_choices_and_the_oracle_are_named() -> None:
 
 
 def test_ratios_are_told_or_missing() -> None:
-    assert "1.08 times the oracle's, 0.52 times" in ratios(CostRatios(1.08, 0.52))
-    assert "- times the oracle's" in ratios(CostRatios(None, None))
+    told = ratios(CostRatios(1.08, 0.52), [1.28, None, 0.91])
+    assert "1.08 times the oracle's (0.91 to 1.28 in its turns), 0.52 times" in told
+    assert "- times the oracle's (- in its turns)" in ratios(CostRatios(None, None), [])
 
 
 def test_the_configuration_names_the_builders(tmp_path: Path) -> None:
