@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 BATCH_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of inputs that are padded."""
 NEVER = float("inf")
-RUN_SHARE = 0.5
-"""Of a query's latency that a full batch for it takes, if it can be smaller."""
 BEHIND_MS = 1e14
 """Later than any deadline. Who is ahead of its share waits in the order of its deadlines so much later."""
 TIGHTNESS_PERIOD_MS = 5000.0
@@ -155,36 +153,36 @@ class VariantQueue:
             taken += self._take(front, bisect_left(self._waiting, (BEHIND_MS + now_ms, NEVER)) - front)
         return taken
 
-    def take(self, rows_max: int, start_ms: float = -NEVER) -> list[Entry]:
+    def take(self, rows_max: int, start_ms: float = -NEVER, heads: int = 0) -> list[Entry]:
         """Take out the head and as many behind it as fit into ``rows_max`` rows, and into a frame once padded.
 
         Args:
             start_ms: when they will start to run. Who waits behind other topics, and would be late so, waits on.
+            heads: so many wait on, the next one is the head.
         """
         if self.length:
             rows_max = min(rows_max, padded_rows_max(self.candidate, self.signature))
         waiting = self._waiting
         front = self._front if self.accounts else 0
-        number, rows = self._fitting(0, front or len(waiting), rows_max)
-        if number != front or front == len(waiting):
-            return self._take(0, number)
+        number, rows = self._fitting(heads, front if heads < front else len(waiting), rows_max)
+        if heads + number != front or front == len(waiting):
+            return self._take(heads, number)
         rest = self.number_before(BEHIND_MS + start_ms + self.table.p50_ms(rows_max))
         behind, _ = self._fitting(rest, len(waiting), rows_max, rows)
         joining = self._take(rest, behind)
-        return self._take(0, number) + joining
+        return self._take(heads, number) + joining
 
     def number_before(self, place_ms: float) -> int:
         """How many entries wait before that place in the order."""
         return bisect_left(self._waiting, (place_ms,))
 
-    def take_behind(self, heads: int, rows_max: int) -> list[Entry]:
-        """Take out as many as fit into ``rows_max`` rows from behind so many heads, which wait on."""
-        number, _ = self._fitting(heads, len(self._waiting), rows_max)
-        return self._take(heads, number)
-
     def first(self, number: int) -> list[tuple[float, int, Entry]]:
         """(order, number, entry) of the most urgent ones."""
         return self._waiting[:number]
+
+    def take_heads(self, number: int) -> list[Entry]:
+        """Take out the most urgent ones."""
+        return self._take(0, number)
 
     def take_all(self) -> list[Entry]:
         return self._take(0, len(self._waiting))

@@ -31,7 +31,7 @@ from broker.demand import DemandMeter
 from broker.devices import Sent, Worker
 from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
 from broker.fairness import Account, Fairness
-from broker.gathering import behind_heads, gathered, spoils_batch
+from broker.gathering import Cut, best_cut, gathered
 from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
@@ -581,24 +581,22 @@ class Core:
             start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
             if len(queues) > 1 and not self.catalog.labels:
                 queue = gathered(queue, queues, worker, start_ms, block_ms, self.catalog, self._prices)
-            rows = batch_rows(queue, start_ms, block_ms)
-            spoils = rows > 0 and spoils_batch(queue, queues, rows, block_ms, self._prices)
-            if rows and not spoils:
-                batch = queue.take(rows, start_ms)
-            elif (
-                spoils
-                and not self._may_leave(queue.head, group)
-                and (found := behind_heads(queue, rows, start_ms, block_ms))
-            ):
-                batch = queue.take_behind(*found)
-            else:
-                (head,) = queue.take(1)
-                head.refused_by += self._loaded_in(head, group) if spoils else (queue.candidate,)
-                refused.append(head)
+            cut = self._cut(queue, worker, start_ms, block_ms)
+            for entry in queue.take_heads(cut.late):
+                entry.refused_by += (queue.candidate,)
+                refused.append(entry)
+            if not cut.rows:
                 continue
-            self._send(worker, queue, batch, block_ms, now_ms)
+            self._send(worker, queue, queue.take(cut.rows, start_ms, cut.heads), block_ms, now_ms)
             if not worker.has_room(now_ms):
                 free.remove(worker)
+
+    def _cut(self, queue: VariantQueue, worker: Worker, start_ms: float, block_ms: float) -> Cut:
+        """What of a queue a worker runs next."""
+        of = queue.candidate
+        others_ms = [peer.room_ms for peer in self._ready_workers(of.variant, of.group) if peer is not worker]
+        price = self._prices.of(of.group, of.team, queue.head.account)
+        return best_cut(queue, start_ms, block_ms, min(others_ms, default=NEVER), price)
 
     def _called(self, worker: Worker, call: frames.Call, now_ms: float) -> None:
         """Another broker's batch waits at the worker: what waits here and may run with it does."""
@@ -612,17 +610,6 @@ class Core:
         rows = min(batch_rows(queue, start_ms, block_ms), call.rows)
         if rows:
             self._send(worker, queue, queue.take(rows, start_ms), block_ms, now_ms)
-
-    def _loaded_in(self, entry: Entry, group: Group) -> tuple[Candidate, ...]:
-        """All of what it asks for that the group has loaded."""
-        target = self.catalog.resolve(entry.query)
-        candidates = target.ranking.candidates if target is not None else []
-        return tuple([each for each in candidates if each.group == group.name and each.team])
-
-    def _may_leave(self, entry: Entry, group: Group) -> bool:
-        """Whether another group has something loaded that it asks for."""
-        target = self.catalog.resolve(entry.query)
-        return target is not None and any(each.group != group.name for each in target.ranking.classes)
 
     def _send(self, worker: Worker, queue: VariantQueue, entries: list[Entry], block_ms: float, now_ms: float) -> None:
         candidate = queue.candidate

@@ -9,8 +9,9 @@ to whoever may join, less the price of its time (:mod:`broker.prices`), and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from broker.batcher import NEVER, RUN_SHARE, VariantQueue
+from broker.batcher import BEHIND_MS, NEVER, VariantQueue, batch_rows
 from broker.catalog import Candidate, Catalog, Matched
 from broker.devices import Worker
 from broker.ledger import Entry
@@ -20,6 +21,8 @@ JOIN_COST_MAX = 1.1
 """Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
 GATHERED_MAX = 128
 """Entries that are looked at for one batch."""
+LEAST_GAIN = 1e-9
+"""Rows: the head waits on only where that is better, not as good."""
 
 
 def gathered(
@@ -105,43 +108,66 @@ def is_current(candidate: Candidate, catalog: Catalog) -> bool:
     return served is not None and served.key == candidate.model.key
 
 
-def spoils_batch(
-    queue: VariantQueue, queues: Sequence[VariantQueue], rows: int, block_ms: float, prices: Prices
-) -> bool:
-    """Whether the head has so little time left that its batch would be small, and that costs more than it is worth.
+class Cut(NamedTuple):
+    """What of a queue makes the next batch."""
 
-    Behind it in the same batch run ``rows`` less its own, which could run in a full one instead; what the batch takes
-    longer than that is the head's own device time, at the price of a millisecond. It goes elsewhere, if anywhere
-    (early drop, as in Nexus, SOSP 2019, section 6.3, by price). Without that, a device that once fell behind runs
-    batches of one for ever.
+    late: int
+    """Heads that cannot be in time any more."""
+    heads: int
+    """Behind those, that wait on."""
+    rows: int
+    """At most, of the batch of those behind; 0: nobody is left to be asked about."""
+
+
+def best_cut(queue: VariantQueue, start_ms: float, block_ms: float, next_ms: float, price: float) -> Cut:
+    """The batch that makes the most of a device, and whom it passes over.
+
+    With the head in it a batch may only be so large that the head is in time. Without the heads that it would make
+    late, another size may do better; who is passed over may still be in time when the next device is free. Of all sizes
+    that one runs which costs the least::
+
+        s * (r * lat(rows) - rows) + (1 - s) * lost
+
+    where r is the most rows per ms of any size, and s, from 0 to 1, what a ms of the device is worth of the r answers
+    that it might give. The first part is how many rows more would run in the same time in the most efficient batches;
+    ``lost`` are those that cannot be in time after it, each of which leaves its device time to others. So an idle
+    device gives up nobody, and one that has fallen behind does not run batches of one for ever. (Which heads a batch
+    would make late is asked of each size as in Clockwork, OSDI 2020, section 5.3; to give up few for the efficiency of
+    all is early drop, Nexus, SOSP 2019, section 6.3, here by price.)
+
+    Args:
+        start_ms: when it would start.
+        block_ms: no batch should take longer.
+        next_ms: when another device is free.
+        price: of a device-ms, in accuracy (:mod:`broker.prices`).
     """
-    head, of, table = queue.head, queue.candidate, queue.table
-    front_ms = queue.front_ms
-    if head.deadline_ms is None or sum([each.rows_before(front_ms) for each in queues]) <= rows:
-        return False
-    latency_ms = NEVER if head.latency_deadline_ms is None else head.latency_deadline_ms - head.source.arrival_ms
-    full = table.rows_within(NEVER, head.rows, min(block_ms, RUN_SHARE * latency_ms))
-    if rows >= full:
-        return False
-    head_ms = table.p50_ms(rows) - (rows - head.rows) * table.p50_ms(full) / full
-    return of.accuracy_low * head.rows < prices.of(of.group, of.team, head.account) * head_ms
-
-
-def behind_heads(queue: VariantQueue, rows: int, start_ms: float, block_ms: float) -> tuple[int, int] | None:
-    """(heads that wait on, rows) of the batch of those behind that makes the most of a device; None: ``rows`` do.
-
-    Who is passed over because it has too little time for a large batch may still be in time in a small one when the
-    next device is free (as in Clockwork, OSDI 2020, section 5.3, whose batches skip whom they would make late).
-    """
-    if queue.accounts:
-        return None
-    table, mean_rows = queue.table, queue.rows / len(queue)
-    best, most = None, rows / table.p50_ms(rows)
-    for size, sure_ms in table.times(rows, block_ms)[1:]:
-        heads = queue.number_before(start_ms + sure_ms)
-        left = min(size, int(queue.rows - heads * mean_rows))
-        if left > rows and left / table.p50_ms(left) > most:
-            best, most = (heads, left), left / table.p50_ms(left)
+    head, table, waiting = queue.head, queue.table, queue.rows
+    rows = batch_rows(queue, start_ms, block_ms)
+    if not rows:
+        return Cut(1, 0, 0)
+    if head.deadline_ms is None or len(queue) == 1:
+        return Cut(0, 0, rows)
+    sizes = [(rows, table.sure_ms(rows)), *table.times(1, block_ms)]
+    rate = max([size / table.p50_ms(size) for size, _ in sizes])
+    scarcity = min(1.0, price / (queue.candidate.accuracy_low * rate))
+    one_ms, next_head_ms = table.p50_ms(1), table.p50_ms(rows)
+    mean_rows = waiting / len(queue)
+    places_ms = BEHIND_MS if BEHIND_MS <= queue.head_order_ms < NEVER else 0.0
+    peers = queue.number_before(queue.front_ms)  # who is ahead of its share does not run instead of all that are not
+    best, least = Cut(0, 0, rows), NEVER
+    for size, sure_ms in sizes:
+        heads = queue.number_before(places_ms + start_ms + sure_ms) if size != rows else 0
+        taken = min(size, waiting - heads * mean_rows)
+        if taken < 1 or (heads and heads >= peers):
+            continue
+        lat_ms = table.p50_ms(size)
+        free_ms = places_ms + min(max(next_ms, start_ms), start_ms + lat_ms)
+        late_rows = queue.number_before(free_ms + next_head_ms) * mean_rows
+        lost = late_rows - min(max(late_rows - heads * mean_rows, 0.0), taken)
+        cost = scarcity * (rate * lat_ms - taken) + (1.0 - scarcity) * lost
+        if cost < least - LEAST_GAIN:
+            late = min(heads, queue.number_before(free_ms + one_ms))
+            best, least = Cut(late, heads - late, size), cost
     return best
 
 

@@ -8,12 +8,13 @@ is worth little.
 All tasks pay the same price for the same devices, whatever their variants are like, so that none takes what another one
 would make more of. It lies between what brings the least and the most there, L and U::
 
-    price(level) = L / e * (U * e / L) ** level
+    price(level) = U * (q ** level - 1) / (q - 1),  q = U * e / L
 
 where L is the least that another accurate variant of any task gains per further millisecond, and U the most that any
-gains from nothing. With the share of a query's slack that the work ahead of it takes for the level, this is the
-threshold of the online knapsack problem (Zhou, Chakrabarty, Lukose: "Budget constrained bidding in keyword auctions and
-online knapsack problems", WINE 2008). Then the queue would have to be long for the price to be high. So most of the
+gains from nothing. With the share of a query's slack that the work ahead of it takes for the level, this is but for the
+ones the threshold of the online knapsack problem, L / e * q ** level (Zhou, Chakrabarty, Lukose: "Budget constrained
+bidding in keyword auctions and online knapsack problems", WINE 2008); they make it 0 where nothing waits, since nobody
+needs to give up accuracy there. The queue would have to be long for the price to be high. So most of the
 level is learned: it rises while queries have to wait for more than a target share of their slack, and falls while they
 wait for less, which is dual ascent on the devices' capacity; what the queue says now comes on top (as in Huang, Neely:
 "Delay reduction via Lagrange multipliers in stochastic network optimization", 2011, where the learned part stands for a
@@ -44,13 +45,26 @@ TEAMS_MAX = 1024
 class PriceRange(NamedTuple):
     """Of one group."""
 
-    least: float
-    """Price of idle devices: L / e."""
+    scale: float
+    """U / (q - 1)."""
     log_ratio: float
-    """ln(U e / L)."""
+    """ln q."""
 
     def at(self, level: float) -> float:
-        return self.least * exp(self.log_ratio * (level if level < LEVEL_MAX else LEVEL_MAX))
+        return self.scale * (exp(self.log_ratio * (level if level < LEVEL_MAX else LEVEL_MAX)) - 1.0)
+
+    @classmethod
+    def between(cls, least: float, most: float) -> PriceRange:
+        ratio = most * e / least
+        return cls(most / (ratio - 1.0), log(ratio))
+
+    @property
+    def most(self) -> float:
+        return self.at(1.0)
+
+    @property
+    def least(self) -> float:
+        return self.most * e / exp(self.log_ratio)
 
 
 FREE = PriceRange(0.0, 0.0)
@@ -66,8 +80,7 @@ class Level:
 
     @property
     def price(self) -> float:
-        """What is above that of idle devices: where nothing waits, nobody gives up accuracy."""
-        return self.range.at(self.now) - self.range.least if self.now else 0.0
+        return self.range.at(self.now) if self.now else 0.0
 
     def see(self, share: float, now_ms: float) -> None:
         """A query would have to wait for so much of its slack."""
@@ -160,16 +173,15 @@ def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:
     if len(hull) < 2:
         return FREE
     slopes = [_slope(low, high) for low, high in pairwise(hull)]
-    return PriceRange(slopes[-1] / e, log(slopes[0] * e / slopes[-1]))
+    return PriceRange.between(slopes[-1], slopes[0])
 
 
 def widest(ranges: Iterable[PriceRange]) -> PriceRange:
     """From the least to the most of all tasks."""
-    known = [each for each in ranges if each.least]
+    known = [each for each in ranges if each.scale]
     if not known:
         return FREE
-    least = min([each.least for each in known])
-    return PriceRange(least, max([log(each.least / least) + each.log_ratio for each in known]))
+    return PriceRange.between(min([each.least for each in known]), max([each.most for each in known]))
 
 
 def _slope(low: tuple[float, float], high: tuple[float, float]) -> float:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from broker.batcher import NEVER, Tightness, VariantQueue, batch_rows
 from broker.catalog import Candidate
-from broker.gathering import behind_heads
 from broker.ledger import Entry
 from broker.profiles import LatencyTable
 
@@ -33,28 +32,15 @@ def test_a_batch_fits_the_deadline_at_the_head() -> None:
     assert len(waiting.take(rows)) == rows
 
 
-def test_behind_heads_in_a_hurry_a_larger_batch_may_run() -> None:
+def test_heads_wait_on_while_those_behind_them_run() -> None:
     waiting = queue()
     hurried = [entry(number, latency_ms_max=50) for number in range(3)]
     patient = [entry(number, latency_ms_max=500) for number in range(3, 30)]
     for each in (*patient, *hurried):
         waiting.add(each)
-    rows = batch_rows(waiting, 36)
-    assert rows == 2
-    assert behind_heads(waiting, rows, 36, NEVER) == (3, 27)
-    assert behind_heads(waiting, rows, 36, 18.0) == (3, 16), "for longer nobody is to block the device"
-    assert behind_heads(waiting, 32, 0, NEVER) is None
-    assert waiting.take_behind(3, 20) == patient[:20]
-    assert waiting.take(100) == hurried + patient[20:]
-
-
-def test_behind_heads_must_be_enough_to_make_it_worth_while() -> None:
-    waiting = queue()
-    for number in range(3):
-        waiting.add(entry(number, latency_ms_max=50))
-    for number in range(3, 5):
-        waiting.add(entry(number, latency_ms_max=500))
-    assert behind_heads(waiting, 2, 36, NEVER) is None
+    assert waiting.take_heads(1) == hurried[:1]
+    assert waiting.take(20, heads=2) == patient[:20]
+    assert waiting.take(100) == hurried[1:] + patient[20:]
 
 
 def test_a_head_that_would_miss_its_deadline_makes_no_batch() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
-from math import exp
+from math import expm1
 from operator import le
 from typing import Any
 from unittest.mock import patch
@@ -269,7 +269,7 @@ class Oracle:
         """Of a row's time: exponential in the share of the slack that is waited, 0 of an idle device."""
         of = self.life.target.ranking.price_range(candidate.group)
         share = min(self.wait_ms(candidate) / self.slack_ms, 10.0)
-        return (of.least * exp(of.log_ratio * share) - of.least) * candidate.row_ms
+        return of.most * expm1(of.log_ratio * share) / expm1(of.log_ratio) * candidate.row_ms
 
     def check_overload(self, choice: Choice) -> None:
         late = [self.wait_ms(c) + self.lat_ms(c) - self.slack_ms for c in self.loaded(self.feasible)]
