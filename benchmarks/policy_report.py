@@ -137,16 +137,21 @@ def single_best(cells: Sequence[CellSummary]) -> str:
 
 
 def brokers(cells: Sequence[CellSummary]) -> dict[str, dict[str, float]]:
-    """Points of goodness and of in time that several brokers have more than one, in mean and worst, by their number."""
+    """What several brokers have more than one, by their number.
+
+    Points of goodness, and per cent of one's goodput (answers in time), in the mean and in the worst cell.
+    """
     found = {}
     for name in sorted({name for each in cells for name in each.goodness if name.startswith(f"{OURS} ")}):
         more = [100 * (each.goodness[name].mean - each.ours.mean) for each in cells if name in each.goodness]
-        timely = [100 * (each.in_time[name].mean - each.in_time[OURS].mean) for each in cells if name in each.in_time]
+        in_time = [each.in_time for each in cells if name in each.in_time]
+        goodput = [100 * (each[name].mean / each[OURS].mean - 1) for each in in_time]
         found[name] = {
             "cells": len(more),
             "goodness_mean_points": mean(more),
             "goodness_worst_points": min(more),
-            "in_time_mean_points": mean(timely),
+            "goodput_mean_percent": mean(goodput),
+            "goodput_worst_percent": min(goodput),
         }
     return found
 
@@ -203,7 +208,7 @@ def show_brokers(console: Console, told: Mapping[str, Mapping[str, float]]) -> N
         console.print(
             f"[bold]{name.partition(' ')[2]} brokers[/] against 1: goodness {points['goodness_mean_points']:+.2f} "
             f"points in the mean of {points['cells']} cells, {points['goodness_worst_points']:+.2f} in the worst; "
-            f"in time {points['in_time_mean_points']:+.2f}",
+            f"goodput {points['goodput_mean_percent']:+.1f} %, {points['goodput_worst_percent']:+.1f} % in the worst",
             highlight=False,
         )
 
