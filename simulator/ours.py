@@ -121,8 +121,6 @@ class _Worker:
             self.links.append(link)
             self.queue.link_up(number)
             broker.core.joined(link)
-        self.tell_state()
-        self.kick()
 
     def tell_state(self) -> None:
         """To every broker: what is loaded, and how long batches took."""
@@ -316,7 +314,7 @@ class Ours:
         self.brokers: list[_Broker] = []
         self.brokers = [_Broker(self, number) for number in range(self._brokers)]
         for device in world.devices.values():
-            self.workers[device.name] = _Worker(self, device)
+            self.back(device)
         self._plan_often()
         self._judge_often()
         self._tell_often()
@@ -373,7 +371,9 @@ class Ours:
             broker.pump()
 
     def back(self, device: Device) -> None:
-        self.workers[device.name] = _Worker(self, device)
+        worker = self.workers[device.name] = _Worker(self, device)
+        worker.tell_state()
+        worker.kick()
 
     # --- what comes again and again -------------------------------------------------------------------------------
 

@@ -120,8 +120,8 @@ def test_the_files_of_the_example(folder: Path) -> None:
     assert "no profile" not in output
 
 
-def test_several_brokers_survive_a_worker_that_is_lost_while_they_wait_for_it(folder: Path) -> None:
-    """What one of them sends elsewhere then, the others hear of at once."""
+def test_several_brokers_survive_a_worker_that_is_lost_while_they_wait_for_it_and_comes_back(folder: Path) -> None:
+    """What one of them sends elsewhere then, the others hear of at once; and it hears what waits for it."""
     rows = [
         f"images,m,{variant},{group},{size},{p50_ms},{p50_ms * 1.05},{accuracy},300,40"
         for group in ("strong", "weak")
@@ -133,10 +133,15 @@ def test_several_brokers_survive_a_worker_that_is_lost_while_they_wait_for_it(fo
     (folder / "profiles.csv").write_text("\n".join([head, *rows]))
     (folder / "fleet.csv").write_text("group,workers,memory_mb,price_per_hour\nstrong,2,100,1\nweak,2,100,0.4\n")
     asked = "latency_ms_max=300|800,on_miss=degrade|late|reject,prefer=cost|accuracy|latency"
+    comings_and_goings = [
+        part for ms in range(7400, 7900, 10) for what in (f"back:strong-0@{ms}", f"lost:strong-0@{ms + 5}")
+        for part in ("--fault", what)
+    ]  # fmt: skip
     simulated(
         "--generate", f"bursts:rate=110,times=4,burst_s=1,calm_s=4,seconds=8,task=images,{asked}",
         "--generate", "poisson:rate=30,seconds=8,task=images,latency_ms_max=600,accuracy_min=0.88,topic=other",
         "--brokers", "3", "--fault", "lost:strong-0@7000", "--seed", "1", "--json", "x.json",
+        *comings_and_goings,
     )  # fmt: skip
     ours = json.loads((folder / "x.json").read_text())["ours"]
     assert sum(ours[outcome] for outcome in ("in_time", "late", "refused", "expired")) == pytest.approx(1.0)
