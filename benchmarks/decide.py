@@ -96,6 +96,7 @@ class System:
         target = self.core.catalog.resolve(self.query())
         assert target is not None
         self.target = target
+        self.core.poll(0.0)  # device time has its price from here on
 
     def query(self) -> Query:
         draw = self.draw
