@@ -4,9 +4,11 @@
 
 A real :class:`broker.core.Core` knows that many variants on three groups of two workers; each worker has half of its
 group's variants loaded, and what is sent to the groups makes them wait differently. Queries have constraints drawn at
-random, all preferences, all of ``on_miss``, 1 to 64 rows. What is timed, query by query:
+random, all preferences, all of ``on_miss``, 1 to 64 rows; all come at one instant, as what a broker reads together,
+and find device time priced. What is timed, query by query:
 
-* **decide**: from the decoded query to the choice: name to target, waits, choice, refusals with their words;
+* **decide**: from the decoded query to the choice, and nothing else: name to target, waits, prices, choice, refusals
+  with their words;
 * **admit**: the same, with the ledger before it and the queue behind it, until the query waits in its batch;
 * **scan**: what the selector did before there was a ranking: look at every candidate. Only the choice among what
   answers in time, without what follows when there is none;

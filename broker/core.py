@@ -476,8 +476,11 @@ class Core:
     def _waits_ms(self, teams: Sequence[Teams], entry: Entry, now_ms: float) -> list[float]:
         """Predicted time until the first worker of each team has run what comes before an entry."""
         waits_ms: list[float] = []
-        for of in teams:
-            waits_ms += self.groups[of.group].waits_ms(of.teams, order_ms(entry, of.group), now_ms)
+        place_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
+        for group, own in teams:
+            if entry.account is not None:  # else the order is the same in all groups
+                place_ms = order_ms(entry, group)
+            waits_ms += self.groups[group].waits_ms(own, place_ms, now_ms)
         return waits_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:

@@ -199,19 +199,29 @@ class Group:
 
     def waits_ms(self, teams: tuple[frozenset[str], ...], order_ms: float, now_ms: float) -> list[float]:
         """Predicted time until the first worker of each team has run what comes before an entry at that place."""
-        crews_of = self._crews_of.get(teams)
-        if crews_of is None:
-            crews_of = self._crews_of[teams] = [self._team(team).crews for team in teams]
-        if not self._queues_waiting():
+        waiting = self._waiting
+        if waiting is None:
+            waiting = self._queues_waiting()
+        if not waiting:
             ends_ms = self._firsts_end_ms.get(teams)
             if ends_ms is None:
+                crews_of = self._crews_in(teams)
                 ends_ms = self._firsts_end_ms[teams] = _of_firsts(crews_of, self._crews_end_ms())
-            return self._running_ms(ends_ms, now_ms)
+            others_ms = self._others_ms
+            return [others_ms + (end_ms - now_ms if end_ms > now_ms else 0.0) for end_ms in ends_ms]
+        crews_of = self._crews_in(teams)
         ahead_ms = self._ahead_ms
         if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:
             ahead_ms = self._ahead_ms = self._ahead(order_ms, now_ms)
             self._ahead_of_ms, self._ahead_at_ms = order_ms, now_ms
         return _of_firsts(crews_of, ahead_ms)
+
+    def _crews_in(self, teams: tuple[frozenset[str], ...]) -> list[list[int]]:
+        """Of each team those that it is made of."""
+        crews_of = self._crews_of.get(teams)
+        if crews_of is None:
+            crews_of = self._crews_of[teams] = [self._team(team).crews for team in teams]
+        return crews_of
 
     def _running_ms(self, ends_ms: list[float], now_ms: float) -> list[float]:
         """What is left of what ends then, behind what other brokers have queued."""

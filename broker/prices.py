@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from math import e, exp, log
+from math import e, exp, inf, log
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -73,16 +73,20 @@ FREE = PriceRange(0.0, 0.0)
 class Level:
     """Of one team of workers, for one query topic."""
 
-    __slots__ = ("learned", "now", "range", "seen_ms")
+    __slots__ = ("learned", "now", "of", "range", "seen_ms")
 
-    def __init__(self, seen_ms: float, of: PriceRange) -> None:
-        self.learned, self.now, self.seen_ms, self.range = 0.0, 0.0, seen_ms, of
+    def __init__(self, of: tuple[str, frozenset[str], Hashable]) -> None:
+        """``of``: group, team and payer."""
+        self.of, self.range = of, FREE
+        self.learned = self.now = 0.0
+        self.seen_ms = -inf
+        """When a query was last; not before one that had to wait."""
 
     @property
     def price(self) -> float:
         return self.range.at(self.now) if self.now else 0.0
 
-    def see(self, share: float, now_ms: float) -> None:
+    def learn(self, share: float, now_ms: float) -> None:
         """A query would have to wait for so much of its slack."""
         passed_ms = now_ms - self.seen_ms
         self.seen_ms = now_ms
@@ -92,11 +96,6 @@ class Level:
                 gap = -gap * gap / TARGET**2
             learned = self.learned + gap * (passed_ms if passed_ms < LEARN_MS else LEARN_MS) / LEARN_MS
             self.learned = 0.0 if learned < 0.0 else learned if learned < 1.0 else 1.0
-        self.now = self.learned + share
-
-
-IDLE = Level(0.0, FREE)
-"""Of a team that nobody has had to wait for."""
 
 
 class Prices:
@@ -109,6 +108,7 @@ class Prices:
         self._ranges = ranges or {}
         """By group."""
         self._levels: dict[tuple[str, frozenset[str], Hashable], Level] = {}
+        """Of whom somebody has had to wait for."""
         self._levels_of: dict[tuple[Sequence[Teams], Hashable], list[Level]] = {}
         """Of all teams that were asked for together, in their order, until a level comes or goes."""
 
@@ -128,6 +128,8 @@ class Prices:
     ) -> Sequence[Level]:
         """The levels for a query with so much slack that would have to wait for each of these teams for so long.
 
+        None while none of them has a price.
+
         Args:
             payer: its topic's account, if there are several.
         """
@@ -135,29 +137,33 @@ class Prices:
         if levels is None:
             if len(self._levels_of) >= TEAMS_MAX:
                 self._levels_of.clear()
-            known = [self._levels.get((of.group, team, payer), IDLE) for of in teams for team in of.teams]
-            levels = self._levels_of[teams, payer] = known
-        for index, (level, wait_ms) in enumerate(zip(levels, waits_ms, strict=True)):
-            if level is not IDLE:
-                level.see(wait_ms / slack_ms, now_ms)
-            elif wait_ms:
-                group, team = [(of.group, team) for of in teams for team in of.teams][index]
-                levels[index] = self._begin(group, team, payer, now_ms)
-                levels[index].see(wait_ms / slack_ms, now_ms)
-        return levels
+            keys = [(of.group, team, payer) for of in teams for team in of.teams]
+            levels = self._levels_of[teams, payer] = [self._levels.get(key) or Level(key) for key in keys]
+        is_free = True
+        for level, wait_ms in zip(levels, waits_ms, strict=True):
+            if level.seen_ms != now_ms:
+                if level.seen_ms > -inf:
+                    level.learn(wait_ms / slack_ms, now_ms)
+                elif wait_ms:
+                    self._begin(level, now_ms)
+            level.now = level.learned + wait_ms / slack_ms
+            if is_free and level.now and level.range.least:
+                is_free = False
+        return () if is_free else levels
 
-    def _begin(self, group: str, team: frozenset[str], payer: Hashable, now_ms: float) -> Level:
+    def _begin(self, level: Level, now_ms: float) -> None:
         """Somebody has to wait for a team for the first time."""
         if len(self._levels) >= TEAMS_MAX:
             levels = self._levels
             del levels[min(levels, key=lambda each: levels[each].seen_ms)]
         self._levels_of.clear()
-        level = self._levels[group, team, payer] = Level(now_ms, self._ranges.get(group, FREE))
-        return level
+        self._levels[level.of] = level
+        level.seen_ms, level.range = now_ms, self._ranges.get(level.of[0], FREE)
 
     def of(self, group: str, team: frozenset[str], payer: Hashable = None) -> float:
         """The price as it was for the last query."""
-        return self._levels.get((group, team, payer), IDLE).price
+        level = self._levels.get((group, team, payer))
+        return 0.0 if level is None else level.price
 
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:

@@ -27,7 +27,6 @@ import numpy.typing as npt
 
 from broker.prices import PriceRange, price_range
 from broker.view import (
-    ANY,
     EVERYTHING,
     EXACT_MAX,
     GONE,
@@ -127,7 +126,9 @@ class Ranking:
         """In place of views of large fronts."""
         self._accuracy_best = 0.0
         self._classes: tuple[Class, ...] = ()
-        self._class_ids_loaded: tuple[int, ...] = ()
+        self._class_ids_loaded: list[int] = []
+        self._order_of_class: Slots = np.full(UNLOADED + 1, -1, np.int32)
+        """By id, which of the classes it is; minus 1: none."""
         self._teams: tuple[Teams, ...] = ()
         self._price_ranges: dict[str, PriceRange] = {}
 
@@ -155,16 +156,9 @@ class Ranking:
             self._follow_up()
         return self._teams
 
-    @property
-    def class_ids(self) -> tuple[int, ...]:
-        """Of the classes, in their order."""
-        if self._changed:
-            self._follow_up()
-        return self._class_ids_loaded
-
     def class_of(self, candidate: Candidate) -> int:
-        """The class's id."""
-        return int(self._class_of[self._slots[candidate]])
+        """Which of the classes it is in."""
+        return int(self._order_of_class[self._class_of[self._slots[candidate]]])
 
     def price_range(self, group: str) -> PriceRange:
         """Of the device time that what is loaded there takes."""
@@ -273,7 +267,9 @@ class Ranking:
             self._free_class_ids.append(class_id)
         present = sorted([(group, class_id, team) for (group, team), class_id in self._class_ids.items()])
         self._classes = tuple([Class(class_id, group, team) for group, class_id, team in present])
-        self._class_ids_loaded = tuple([each.id for each in self._classes])
+        self._class_ids_loaded = [each.id for each in self._classes]
+        self._order_of_class = np.full(self._next_class_id, -1, np.int32)
+        self._order_of_class[self._class_ids_loaded] = range(len(self._classes))
         by_group = groupby(self._classes, key=lambda each: each.group)
         self._teams = tuple([Teams(group, tuple([each.team for each in own])) for group, own in by_group])
 
@@ -343,49 +339,21 @@ class Ranking:
         Args:
             without: candidates that do not count.
         """
-        view = self._view_for(prefer, rows, without)
-        if view is None:
-            return self._scan(prefer, rows, bounds, accuracy_min, cost_max, without)
-        return view.best(bounds, accuracy_min, cost_max)
+        return self.order(prefer, rows, without).best(bounds, accuracy_min, cost_max)
 
-    def cheapest_of_each(
-        self, rows: int, bounds: Bounds, accuracy_min: float, cost_max: float, without: tuple[object, ...] = ()
-    ) -> Iterable[tuple[int, Candidate]]:
-        """(class, candidate): the cheapest of each class that is in time and accurate, if it is affordable.
+    def order(self, prefer: Prefer, rows: int, without: tuple[object, ...] = ()) -> View | Scan:
+        """All as they are now, in the order of a preference.
 
         Args:
             without: candidates that do not count.
         """
-        view = self._view_for("cost", rows, without)
-        if view is not None:
-            return view.cheapest(bounds, accuracy_min, cost_max)
-        cheapest: dict[int, Candidate] = {}
-        for class_id, candidate in self._ordered_within("cost", rows, bounds, accuracy_min, cost_max, without):
-            cheapest.setdefault(class_id, candidate)
-        return cheapest.items()
-
-    def by_accuracy(
-        self, rows: int, bounds: Bounds, cost_max: float, without: tuple[object, ...] = ()
-    ) -> Iterable[tuple[int, Candidate]]:
-        """(class, candidate) of what is in time and affordable, the most accurate first.
-
-        Args:
-            without: candidates that do not count.
-        """
-        view = self._view_for("accuracy", rows, without)
-        if view is not None:
-            return view.affordable(bounds, cost_max)
-        return self._ordered_within("accuracy", rows, bounds, -NEVER, cost_max, without)
-
-    def _view_for(self, prefer: Prefer, rows: int, without: tuple[object, ...]) -> View | None:
-        """Of the fronts as they are now; None: all are to be looked at."""
         if self._changed:
             self._follow_up()
         if without:
-            return None
+            return Scan(self, prefer, rows, without)
         view = self._views.get((prefer, rows))
         if view is None or view.age != self._age:
-            return None if self._too_early(prefer, rows) else self._view(prefer, rows)
+            return Scan(self, prefer, rows, ()) if self._too_early(prefer, rows) else self._view(prefer, rows)
         return view
 
     def _too_early(self, prefer: Prefer, rows: int) -> bool:
@@ -400,11 +368,12 @@ class Ranking:
             del self._views[next(iter(self._views))]
         slots = np.concatenate(list(self._fronts.values()))
         losses = self._losses[:, slots]
-        view = View(self._age, prefer, self._candidates[slots], losses, _lat_ms(losses, rows), self._class_of[slots])
+        classes, lat_ms = self._order_of_class[self._class_of[slots]], _lat_ms(losses, rows)
+        view = View(self._age, prefer, self._candidates[slots], losses, lat_ms, classes, len(self._classes))
         self._views[prefer, rows] = view
         return view
 
-    def _scan(
+    def scan(
         self,
         prefer: Prefer,
         rows: int,
@@ -413,7 +382,7 @@ class Ranking:
         cost_max: float,
         without: tuple[object, ...],
     ) -> Candidate | None:
-        """The same by looking at all, since those that the absent ones dominate count."""
+        """The best within the limits, by looking at all."""
         slots, lat_ms, wait_ms = self._within(rows, bounds, accuracy_min, cost_max, without)
         if not len(slots):
             return None
@@ -422,7 +391,7 @@ class Ranking:
         best: Candidate = self._candidates[slots[first[np.lexsort((keys[2][first], keys[1][first]))[0]]]]
         return best
 
-    def _ordered_within(
+    def scan_all(
         self,
         prefer: Prefer,
         rows: int,
@@ -434,7 +403,8 @@ class Ranking:
         """(class, candidate) of all that is within the limits, the best first."""
         slots, lat_ms, _ = self._within(rows, bounds, accuracy_min, cost_max, without)
         slots = slots[np.lexsort(keys_of(prefer, self._losses[:, slots], lat_ms)[::-1])]
-        return zip(self._class_of[slots].tolist(), self._candidates[slots].tolist(), strict=True)
+        classes = self._order_of_class[self._class_of[slots]].tolist()
+        return zip(classes, self._candidates[slots].tolist(), strict=True)
 
     def _within(
         self,
@@ -446,9 +416,12 @@ class Ranking:
     ) -> tuple[Places, Floats, Floats]:
         """Slots of all that is within the limits, with ms of its own and of what comes before it."""
         wait_ms, lat_ms_max = np.full((2, self._next_class_id), -NEVER)
-        for class_id, own_ms, own_ms_max in zip(*bounds, strict=True):
-            own = class_id if class_id != ANY else slice(UNLOADED, None)
-            wait_ms[own], lat_ms_max[own] = own_ms, own_ms_max
+        where, waits_ms, slack_ms, own_ms_max = bounds
+        ids: list[int] | slice = self._class_ids_loaded if where == "loaded" else [UNLOADED]
+        if where == "anywhere":
+            ids = slice(UNLOADED, None)
+        wait_ms[ids] = list(waits_ms)
+        lat_ms_max[ids] = [left if (left := slack_ms - each) < own_ms_max else own_ms_max for each in waits_ms]
         losses, classes = self._losses, self._class_of
         lat_ms = _lat_ms(losses, rows)
         within = (losses[0] <= -accuracy_min) & (losses[1] <= cost_max) & (lat_ms <= lat_ms_max[classes])
@@ -465,6 +438,29 @@ class Ranking:
             slots, keys = slots[first], (keys[0][first], keys[1][first], keys[2][first])
         found: list[Candidate] = self._candidates[slots[np.lexsort(keys[::-1])][:most]].tolist()
         return found
+
+
+class Scan(NamedTuple):
+    """What a :class:`broker.view.View` tells, by looking at all: whom the absent ones dominate counts."""
+
+    ranking: Ranking
+    by: Prefer
+    rows: int
+    without: tuple[object, ...]
+
+    def best(self, bounds: Bounds, accuracy_min: float, cost_max: float) -> Candidate | None:
+        return self.ranking.scan(self.by, self.rows, bounds, accuracy_min, cost_max, self.without)
+
+    def all(self, bounds: Bounds, accuracy_min: float, cost_max: float) -> Iterable[tuple[int, Candidate]]:
+        return self.ranking.scan_all(self.by, self.rows, bounds, accuracy_min, cost_max, self.without)
+
+    def best_of_each(
+        self, bounds: Bounds, accuracy_min: float, cost_max: float
+    ) -> Iterable[tuple[int, Candidate, bool]]:
+        best: dict[int, Candidate] = {}
+        for own, candidate in self.all(bounds, accuracy_min, cost_max):
+            best.setdefault(own, candidate)
+        return [(own, candidate, True) for own, candidate in best.items()]
 
 
 def _lat_ms(losses: Floats, rows: int) -> Floats:

@@ -20,14 +20,14 @@ leaves every comparison as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
 from broker.prices import Level, Prices
 from broker.ranking import Ranking, Teams
-from broker.view import NEVER, UNLOADED, Bounds
+from broker.view import NEVER, Bounds
 from modelless.messages import Prefer
 
 THRIFT = 0.05
@@ -35,6 +35,9 @@ THRIFT = 0.05
 
 Waits = Callable[[Sequence[Teams], Entry, float], Sequence[float]]
 """Predicted ms until the first worker of each team could start an entry, at an instant (ms)."""
+
+Limits = tuple[Bounds, float, float]
+"""Where to look and how soon to have answered there; the least accuracy; the highest cost."""
 
 
 class Chosen(NamedTuple):
@@ -101,13 +104,15 @@ class Selector:
         levels: Sequence[Level] = ()
         if 0 < slack_ms < NEVER:
             levels = self._prices.see(teams, waits_ms, slack_ms, now_ms, entry.account)
-        bounds = ranking.class_ids, waits_ms, [slack_ms - wait_ms for wait_ms in waits_ms]
-        asked = Asked(entry, ranking, bounds, levels, floor, cost_max, slack_ms, stretch)
-        found = asked.best()
+        limits: Limits = ("loaded", waits_ms, slack_ms, NEVER), floor, cost_max
+        found = _best(entry, ranking, limits, levels, stretch)
         wanting = wanting and ranking.unloaded > 0
+        if found is not None and not wanting:
+            return found
+        asked = Asked(entry, ranking, limits, stretch)
         if found is not None:
-            return Chosen(found.candidate, found.missed, asked.better(found), found.by) if wanting else found
-        missed = asked.missed(asked.wanted(query.prefer, None, floor, asked.latency_ms))
+            return Chosen(found.candidate, found.missed, asked.better(found), found.by)
+        missed = asked.missed()
         return missed if wanting or not isinstance(missed, Chosen) else missed._replace(wanted=None)
 
     def accuracy_floor(self, entry: Entry, target: Target) -> float:
@@ -116,94 +121,89 @@ class Selector:
         return wanted if wanted is not None else target.ranking.accuracy_best - self._accuracy_slack
 
 
+def _best(entry: Entry, ranking: Ranking, limits: Limits, levels: Sequence[Level], stretch: float) -> Chosen | None:
+    """What is worth most, of what is in time."""
+    query, rows, without = entry.query, entry.rows, entry.refused_by
+    bounds, floor, cost_max = limits
+    prefer = query.prefer
+    if not levels or prefer == "latency":
+        found = ranking.order(prefer, rows, without).best(bounds, floor, cost_max)
+        return Chosen(found) if found is not None else None
+    degrades = query.on_miss == "degrade"
+    if prefer == "cost":
+        cheapest = ranking.order("cost", rows, without).best_of_each(bounds, floor, cost_max)
+        found = _thriftiest(cheapest, levels, stretch, 0.0 if degrades else -NEVER)
+        if found is not None:
+            return Chosen(found, (), None, "price")
+    accurate = ranking.order("accuracy", rows, without).all(bounds, -NEVER if degrades else floor, cost_max)
+    found = _worthiest(accurate, levels, stretch)
+    if found is None:
+        return None
+    return Chosen(found, ("accuracy",) if found.accuracy_low < floor else (), None, "price")
+
+
+def _thriftiest(
+    cheapest: Iterable[tuple[int, Candidate, bool]], levels: Sequence[Level], stretch: float, left_min: float
+) -> Candidate | None:
+    """The cheapest of what takes hardly more of what device time is worth than need be.
+
+    Of each class only the cheapest counts: it hardly ever takes more of its device's time than another one. None if
+    no answer's accuracy is worth more than its device time and ``left_min``.
+    """
+    options: list[tuple[float, float, float, int, Candidate]] = []
+    for own, candidate, has_equals in cheapest:
+        accuracy, worth = candidate.accuracy_low, levels[own].price / stretch * candidate.row_ms
+        if accuracy - worth > left_min:
+            if worth <= THRIFT and not options and not has_equals:
+                return candidate  # nothing can take so much less
+            options.append((candidate.cost_per_1000_usual, -accuracy, worth, own, candidate))
+    if not options:
+        return None
+    worth_max = min([option[2] for option in options]) + THRIFT
+    return min([option for option in options if option[2] <= worth_max])[-1]
+
+
+def _worthiest(accurate: Iterable[tuple[int, Candidate]], levels: Sequence[Level], stretch: float) -> Candidate | None:
+    """What has the most accuracy left after the price of the device time of a row; the most accurate come first."""
+    best, most = None, -NEVER
+    for own, candidate in accurate:
+        accuracy = candidate.accuracy_low
+        if accuracy <= most:
+            break
+        left = accuracy - levels[own].price / stretch * candidate.row_ms
+        if left > most:
+            best, most = candidate, left
+    return best
+
+
 class Asked:
     """One query before one target at one instant, when the best of what is loaded is not all there is to say."""
 
-    def __init__(
-        self,
-        entry: Entry,
-        ranking: Ranking,
-        bounds: Bounds,
-        levels: Sequence[Level],
-        floor: float,
-        cost_max: float,
-        slack_ms: float,
-        stretch: float = 1.0,
-    ) -> None:
-        self._entry, self._ranking, self._bounds, self._levels = entry, ranking, bounds, levels
-        self._floor, self._cost_max, self._slack_ms, self._stretch = floor, cost_max, slack_ms, stretch
+    def __init__(self, entry: Entry, ranking: Ranking, limits: Limits, stretch: float) -> None:
+        self._entry, self._ranking, self._stretch = entry, ranking, stretch
+        self._bounds, self._floor, self._cost_max = limits
+        _, self._waits_ms, self._slack_ms, _ = self._bounds
         deadline_ms = entry.latency_deadline_ms
         self.latency_ms = NEVER if deadline_ms is None else (deadline_ms - entry.source.arrival_ms) * stretch
         """What it may take from its log time: by that it is feasible or not."""
 
     def _best(self, prefer: Prefer, bounds: Bounds, floor: float) -> Candidate | None:
         entry = self._entry
-        return self._ranking.best(prefer, entry.rows, bounds, floor, self._cost_max, entry.refused_by)
+        return self._ranking.order(prefer, entry.rows, entry.refused_by).best(bounds, floor, self._cost_max)
 
     def _taking(self, lat_ms_max: float) -> Bounds:
         """What is loaded, behind what comes before it, if it takes at most so long itself."""
-        class_ids, waits_ms, _ = self._bounds
-        return class_ids, waits_ms, (lat_ms_max,) * len(class_ids)
+        return "loaded", self._waits_ms, NEVER, lat_ms_max
 
     def wanted(self, prefer: Prefer, chosen: Candidate | None, floor: float, latency_ms: float) -> Candidate | None:
         """The best of what nobody has loaded, if it meets these limits and is better than what is chosen."""
         if not self._ranking.unloaded:
             return None
-        candidate = self._best(prefer, ((UNLOADED,), (0.0,), (latency_ms,)), floor)
+        candidate = self._best(prefer, ("unloaded", (0.0,), NEVER, latency_ms), floor)
         if candidate is None or chosen is None:
             return candidate
         rows = self._entry.rows
         return candidate if _rank(prefer, candidate, rows) < _rank(prefer, chosen, rows) else None
-
-    def best(self) -> Chosen | None:
-        """What is worth most, of what is in time."""
-        query, prices = self._entry.query, None
-        if query.prefer != "latency":
-            prices = [level.price / self._stretch for level in self._levels]
-        if not prices or not any(prices):
-            found = self._best(query.prefer, self._bounds, self._floor)
-            return Chosen(found) if found is not None else None
-        price_of = dict(zip(self._bounds[0], prices, strict=True))
-        degrades = query.on_miss == "degrade"
-        if query.prefer == "cost":
-            found = self._thriftiest(price_of, 0.0 if degrades else -NEVER)
-            if found is not None:
-                return Chosen(found, (), None, "price")
-        found = self._worthiest(price_of, -NEVER if degrades else self._floor)
-        if found is None:
-            return None
-        return Chosen(found, ("accuracy",) if found.accuracy_low < self._floor else (), None, "price")
-
-    def _thriftiest(self, price_of: Mapping[int, float], left_min: float) -> Candidate | None:
-        """The cheapest of what takes hardly more of what device time is worth than need be.
-
-        Of each class only the cheapest counts: it hardly ever takes more of its device's time than another one. None if
-        no answer's accuracy is worth more than its device time and ``left_min``.
-        """
-        entry = self._entry
-        options: list[tuple[float, float, float, int, Candidate]] = []
-        limits = entry.rows, self._bounds, self._floor, self._cost_max, entry.refused_by
-        for class_id, candidate in self._ranking.cheapest_of_each(*limits):
-            accuracy, worth = candidate.accuracy_low, price_of[class_id] * candidate.row_ms
-            if accuracy - worth > left_min:
-                options.append((candidate.cost_per_1000_usual, -accuracy, worth, len(options), candidate))
-        if not options:
-            return None
-        worth_max = min([option[2] for option in options]) + THRIFT
-        return min([option for option in options if option[2] <= worth_max])[-1]
-
-    def _worthiest(self, price_of: Mapping[int, float], accuracy_min: float) -> Candidate | None:
-        """What has the most accuracy left after the price of the device time of a row."""
-        entry, best, most = self._entry, None, -NEVER
-        limits = entry.rows, self._bounds, self._cost_max, entry.refused_by
-        for class_id, candidate in self._ranking.by_accuracy(*limits):
-            accuracy = candidate.accuracy_low
-            if accuracy <= most or accuracy < accuracy_min:
-                break
-            left = accuracy - price_of[class_id] * candidate.row_ms
-            if left > most:
-                best, most = candidate, left
-        return best
 
     def better(self, chosen: Chosen) -> Candidate | None:
         """What nobody has loaded and would be better than what is chosen."""
@@ -213,11 +213,12 @@ class Asked:
             wanted = self.wanted("accuracy", of, -NEVER, self.latency_ms)
         return wanted
 
-    def missed(self, wanted: Candidate | None) -> Choice:
-        """Nothing that meets the constraints answers in time now; ``wanted`` is unloaded and feasible."""
+    def missed(self) -> Choice:
+        """Nothing that meets the constraints answers in time now."""
         prefer, on_miss = self._entry.query.prefer, self._entry.query.on_miss
         fastest = self._fastest(self._floor)
         feasible = self._quick(fastest)
+        wanted = self.wanted(prefer, None, self._floor, self.latency_ms) if feasible else None
         if on_miss == "late" and feasible:
             return _chosen(self._best("latency", self._taking(NEVER), self._floor), wanted)
         if on_miss == "late" and fastest is not None:
@@ -257,9 +258,7 @@ class Asked:
         late_ms = NEVER
         soonest = self._best("latency", self._taking(self.latency_ms), self._floor)
         if soonest is not None:
-            class_ids, waits_ms, _ = self._bounds
-            wait_ms = waits_ms[class_ids.index(self._ranking.class_of(soonest))]
-            late_ms = wait_ms + soonest.lat_ms(rows) - self._slack_ms
+            late_ms = self._waits_ms[self._ranking.class_of(soonest)] + soonest.lat_ms(rows) - self._slack_ms
         for refused in self._entry.refused_by:  # its turn came too late this time
             if isinstance(refused, Candidate) and refused.workers:
                 late_ms = min(late_ms, refused.lat_ms(rows))

@@ -105,8 +105,7 @@ RANGE = price_range(PORTFOLIO)
 
 def see(prices: Prices, share: float, now_ms: float, payer: str | None = None, team: frozenset[str] = TEAM) -> float:
     """The price for a query that would have to wait for so much of its slack."""
-    (level,) = prices.see((Teams("g", (team,)),), (share,), 1.0, now_ms, payer)
-    return level.price
+    return sum(level.price for level in prices.see((Teams("g", (team,)),), (share,), 1.0, now_ms, payer))
 
 
 def seen(*shares: float, every_ms: float = 100.0, prices: Prices | None = None) -> float:
