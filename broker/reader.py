@@ -1,10 +1,9 @@
 """The Kafka consumer of a broker: reads queries, survives rebalances, commits what is finished.
 
-aiokafka's callbacks only open and close a gate here. A batch that was fetched across a change of ownership is thrown
-away and every partition is sought back to the ledger's position, so that the ledger sees each partition's records
-exactly in order. The same is done when aiokafka raises, since it forgets what it had taken from other partitions for
-that call; what made it raise is then read raw (:mod:`broker.rescue`). Reading stops while the broker holds its maximum
-of queries or bytes and goes on at three quarters.
+aiokafka is the member of the group and has the connections; its callbacks only open and close a gate here, and what it
+would fetch is paused. What is fetched (:mod:`broker.fetching`) starts at the ledger's positions, so that the ledger
+sees each partition's records exactly in order; what was fetched across a change of ownership is thrown away. Reading
+stops while the broker holds its maximum of queries or bytes and goes on at three quarters.
 
 Topics are read in turn, and one that takes most of the broker's room is not read on: neither what is buffered of a
 flood nor what waits of it keeps the others from being read.
@@ -14,21 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from broker.fairness import crowding
+from broker.fetching import Fetched, fetch
 from broker.ledger import Ledger
 from broker.pace import Fetch, Pace
-from broker.rescue import Unreadable, read_raw
+from broker.rescue import Unreadable, record_of
 from modelless.config import Config
-from modelless.kafka import ask_for, make_admin, make_client, make_consumer, raise_if_cancelled, stop_within
+from modelless.kafka import make_admin, make_consumer, raise_if_cancelled, stop_within
 
 _log = structlog.get_logger(__name__)
 
@@ -37,18 +38,19 @@ RECORDS_MAX = 256
 it takes some ten milliseconds, so that devices are fed meanwhile."""
 ROOM_SHARE = 1 / 16
 """Of the broker's room, that one turn may take: less than what a flood leaves to others."""
-FETCH_MAX_WAIT_MS = 100
-"""Longest wait of a fetch at Kafka."""
-FETCH_WAIT_MS = 200
+IDLE = Fetch(1, 100)
+"""What a fetch asks for when nothing is to gather; the longest wait of one at Kafka."""
 GATHER_WAIT_MS = 20
-"""Longest wait for a fetch that lets records gather: then nothing comes any more."""
+"""Without a record: then nothing comes any more that could gather."""
+NO_LEADER = -1
+LEADERS_S = 0.5
+"""Between two looks at who leads what is owned."""
 SETTLE_S_MAX = 3.0
 """Before partitions are given up: longest wait for what workers have of them."""
 COMMIT_TIMEOUT_S = 5.0
-RAW_TIMEOUT_S = 10.0
 RETRY_S = 0.2
 RESUME_SHARE = 0.75
-Records = Mapping[TopicPartition, Sequence[ConsumerRecord]]
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -60,6 +62,20 @@ class Sink(Protocol):
     def withdraw(self, partitions: list[tuple[str, int]]) -> None: ...
 
     def unreadable(self, record: ConsumerRecord, reason: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Leader:
+    """Reading from one of Kafka's nodes."""
+
+    node: int
+    pace: Pace = field(default_factory=lambda: Pace(IDLE))
+    generation: int = -1
+    fetched: dict[TopicPartition, Fetched] = field(default_factory=dict)
+    """What is left of the last answers."""
+    turn: int = 0
+    read_ms: float = 0.0
+    """When something was there for the last time, by the loop's clock."""
 
 
 class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -77,14 +93,14 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: AIOKafkaConsumer | None = None
         self._generation = 0
         self._owned = asyncio.Event()
+        self._assigned = asyncio.Event()
         self._progress = asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
-        self._turn = 0
         self._records_max = max(1, min(RECORDS_MAX, int(config.broker.in_flight_max * ROOM_SHARE)))
-        self._more = False
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(Fetch(1, FETCH_MAX_WAIT_MS))
+        self._ends: dict[TopicPartition, int] = {}
+        self._resting: dict[TopicPartition, float] = {}
         self.paused = False
         self.commit_failures = 0
 
@@ -93,8 +109,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             self._config,
             group_id=self._group_id,
             group_instance_id=self._instance_id,
-            max_poll_interval_ms=24 * 3600 * 1000,  # reading stops for as long as the broker is full
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            max_poll_interval_ms=float("inf"),  # aiokafka is never polled
         )
         self._consumer.subscribe(topics=sorted(topics), listener=self)
         await self._consumer.start()
@@ -140,9 +155,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Records behind the end of each owned partition, as far as the last fetch knew."""
         lags = {}
         for topic, partition in self._ledger.owned():
-            key = TopicPartition(topic, partition)
-            assigned = self._consumer is not None and key in self._consumer.assignment()
-            end = self._consumer.highwater(key) if self._consumer is not None and assigned else None
+            end = self._ends.get(TopicPartition(topic, partition))
             position = self._ledger.position(topic, partition)
             if end is not None and position is not None:
                 lags[topic, partition] = max(0, end - position)
@@ -190,9 +203,11 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, (offset, metadata) in positions.items():
             self._ledger.assign(partition.topic, partition.partition, offset, metadata)
             with contextlib.suppress(IllegalStateError):
-                self._consumer.seek(partition, offset)
+                self._consumer.seek(partition, offset)  # or aiokafka would look for one
+                self._consumer.pause(partition)
         _log.info("partitions taken", partitions=len(partitions))
         self._owned.set()
+        self._assigned.set()
 
     async def _committed(self, partitions: list[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
         """(offset, metadata) per partition; the log's start where nothing, or nothing that exists, was committed."""
@@ -220,63 +235,126 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
+        """The leaders of what is owned are read side by side."""
         assert self._consumer is not None
+        client = self._consumer._client
+        async with asyncio.TaskGroup() as group:
+            reading: dict[int, asyncio.Task[None]] = {}
+            while True:
+                await self._owned.wait()
+                for node in self._led():
+                    if node == NO_LEADER:
+                        client.force_metadata_update()
+                    elif node not in reading or reading[node].done():
+                        reading[node] = group.create_task(self._read_from(_Leader(node)))
+                self._assigned.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LEADERS_S):
+                        await self._assigned.wait()
+
+    def _led(self) -> dict[int, dict[str, list[TopicPartition]]]:
+        """What is owned, by leader and topic; without what rests."""
+        assert self._consumer is not None
+        cluster, now_s = self._consumer._client.cluster, self._loop.time()
+        led: dict[int, dict[str, list[TopicPartition]]] = {}
+        for topic, partition in self._ledger.owned():
+            key = TopicPartition(topic, partition)
+            leader = cluster.leader_for_partition(key)
+            if self._resting.get(key, 0.0) <= now_s:
+                led.setdefault(NO_LEADER if leader is None else leader, {}).setdefault(topic, []).append(key)
+        return led
+
+    async def _read_from(self, leader: _Leader) -> None:
+        """What a leader has; ends when it leads nothing that is owned."""
         while True:
             await self._room()
             await self._owned.wait()
-            generation, gathered = self._generation, self._pace.gathers
-            try:
-                batches = await self._next(self._consumer)
-            except (Exception, asyncio.CancelledError) as error:  # whatever a decoder or a codec raises
-                raise_if_cancelled(error)
-                _log.warning("aiokafka cannot read on", error=repr(error))
-                await self._owned.wait()
-                self._seek_back()
-                if not await self._read_raw():
-                    await asyncio.sleep(RETRY_S)
+            if leader.generation != self._generation:  # the ledger knows where to go on
+                leader.generation = self._generation
+                leader.fetched.clear()
+            led = self._led().get(leader.node)
+            if not led:
+                return
+            topics = self._readable(led)
+            if not topics:
+                await self.settled()
                 continue
-            if generation != self._generation:
-                await self._owned.wait()
-                self._seek_back()
-                continue
-            self._deliver(self._consumer, batches)
-            await asyncio.sleep(0)  # aiokafka does not yield while it has records
-            if not batches and not gathered:
-                await self._pass_gaps()
+            leader.turn += 1
+            partitions = [each for topic in _turned(topics, leader.turn) for each in _turned(led[topic], leader.turn)]
+            if leader.fetched.keys().isdisjoint(partitions):
+                await self._fetch(leader, partitions)
+            if leader.generation == self._generation:
+                self._deliver(leader, partitions)
+                await asyncio.sleep(0)  # the broker decides
+                await asyncio.sleep(0)  # what it decided is on its way before the next fetch is prepared
 
-    def _deliver(self, consumer: AIOKafkaConsumer, batches: Records) -> None:
-        """Hand on what was read; the next fetch has not been sent yet."""
+    async def _fetch(self, leader: _Leader, partitions: Sequence[TopicPartition]) -> None:
+        assert self._consumer is not None
+        client = self._consumer._client
+        positions = {each: at for each in partitions if (at := self._ledger.position(*each)) is not None}
+        try:
+            answer = await fetch(client, leader.node, positions, leader.pace.next)
+        except (KafkaError, OSError, TimeoutError, asyncio.CancelledError) as error:
+            raise_if_cancelled(error)
+            _log.warning("cannot fetch, trying again", error=repr(error))
+            client.force_metadata_update()
+            await asyncio.sleep(RETRY_S)
+            return
+        if leader.generation != self._generation:
+            return
+        self._ends.update(answer.ends)
+        leader.fetched |= {each.partition: each for each in answer.fetched}
+        for partition, problem in answer.errors.items():
+            await self._mend(partition, problem)
+
+    async def _mend(self, partition: TopicPartition, problem: type[KafkaError]) -> None:
+        """A partition could not be read: it rests for a moment, meanwhile its leader is looked up."""
+        assert self._consumer is not None
+        _log.warning("cannot read a partition, trying again", partition=str(partition), error=problem.__name__)
+        self._resting[partition] = self._loop.time() + RETRY_S
+        if problem is not OffsetOutOfRangeError:
+            self._consumer._client.force_metadata_update()
+            return
+        generation = self._generation
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                starts = await self._consumer.beginning_offsets([partition])
+            if generation == self._generation:  # what was before is deleted
+                self._ledger.passed(partition.topic, partition.partition, starts[partition])
+
+    def _deliver(self, leader: _Leader, partitions: Iterable[TopicPartition]) -> None:
+        """Hand on what was fetched of these, the first ones first, as much as one turn takes."""
         slack_ms, number, size_bytes = float("inf"), 0, 0
-        for records in batches.values():
-            slack_ms = min(slack_ms, self._sink.read(records))
-            number += len(records)
-            size_bytes += sum([record.serialized_value_size for record in records])
-        self._more = number >= self._records_max
-        self._pace.read(number, size_bytes, slack_ms, self._loop.time() * 1000)
-        ask_for(consumer, *self._pace.next)
+        for partition in partitions:
+            fetched = leader.fetched.get(partition)
+            if fetched is None or number >= self._records_max:
+                continue
+            wanted = self._records_max - number
+            items = fetched.take(wanted)
+            slack_ms = min(slack_ms, self._hand_on(items))
+            if len(items) < wanted:
+                del leader.fetched[partition]
+                self._ledger.passed(partition.topic, partition.partition, fetched.position)
+            number += len(items)
+            size_bytes += sum([len(record.value or b"") for record in map(record_of, items)])
+        now_ms = self._loop.time() * 1000
+        if number:
+            leader.read_ms = now_ms
+        if number or not leader.pace.gathers or now_ms > leader.read_ms + GATHER_WAIT_MS:
+            leader.pace.read(number, size_bytes, slack_ms, now_ms)
 
-    async def _next(self, consumer: AIOKafkaConsumer) -> Records:
-        """Records of one topic, of another one the next time; none if there are none for a while."""
-        topics: dict[str, list[TopicPartition]] = {}
-        for partition in sorted(consumer.assignment()):
-            topics.setdefault(partition.topic, []).append(partition)
-        readable = self._readable(topics)
-        if topics and not readable:
-            await self.settled()
-            return {}
-        found: Records = {}
-        if self._more and len(readable) > 1:  # none of the others is kept waiting by what is left of one
-            self._turn += 1
-            for number in range(len(readable)):
-                topic = readable[(self._turn + number) % len(readable)]
-                found = await consumer.getmany(*topics[topic], timeout_ms=0, max_records=self._records_max)
-                if found:
-                    break
-        if not found:
-            everything = [partition for topic in readable for partition in topics[topic]]
-            timeout_ms = GATHER_WAIT_MS if self._pace.gathers else FETCH_WAIT_MS
-            found = await consumer.getmany(*everything, timeout_ms=timeout_ms, max_records=self._records_max)
-        return found
+    def _hand_on(self, items: Sequence[ConsumerRecord | Unreadable]) -> float:
+        """In their order; returns as :meth:`Sink.read` does."""
+        slack_ms = float("inf")
+        for bad, group in groupby(items, lambda item: isinstance(item, Unreadable)):
+            if not bad:
+                slack_ms = min(slack_ms, self._sink.read(group))
+                continue
+            for item in group:
+                record = item.record
+                _log.warning("unreadable", topic=record.topic, offset=record.offset, reason=item.reason)
+                self._sink.unreadable(record, item.reason)
+        return slack_ms
 
     def _readable(self, topics: Collection[str]) -> list[str]:
         """Of these, all but those that take most of the room, if there are others."""
@@ -299,69 +377,6 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         while self._ledger.queries > limit * RESUME_SHARE or self._ledger.bytes > limit_bytes * RESUME_SHARE:
             await self.settled()
         self.paused = False
-
-    def _seek_back(self) -> None:
-        """Every owned partition to where the ledger stands."""
-        assert self._consumer is not None
-        for topic, partition in self._ledger.owned():
-            position = self._ledger.position(topic, partition)
-            if position is not None:
-                with contextlib.suppress(IllegalStateError):
-                    self._consumer.seek(TopicPartition(topic, partition), position)
-
-    async def _pass_gaps(self) -> None:
-        """Nothing more to read: positions stand behind whatever gaps there were."""
-        assert self._consumer is not None
-        generation = self._generation
-        for topic, partition in self._ledger.owned():
-            with contextlib.suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(1):
-                    position = await self._consumer.position(TopicPartition(topic, partition))
-                if generation != self._generation:
-                    return
-                self._ledger.passed(topic, partition, position)
-
-    async def _read_raw(self) -> bool:
-        """The next stretch of every partition that has one, past whatever aiokafka refuses. False: nothing read."""
-        assert self._consumer is not None
-        progress = False
-        client = make_client(self._config)
-        try:
-            async with asyncio.timeout(RAW_TIMEOUT_S):
-                await client.bootstrap()
-                for key in self._behind():
-                    progress |= await self._read_partition_raw(client, TopicPartition(*key))
-        except (KafkaError, TimeoutError, OSError) as error:
-            _log.warning("cannot read raw, trying again", error=repr(error))
-        finally:
-            await client.close()
-        return progress
-
-    async def _read_partition_raw(self, client: AIOKafkaClient, partition: TopicPartition) -> bool:
-        generation, position = self._generation, self._ledger.position(partition.topic, partition.partition)
-        if self._consumer is None or position is None:
-            return False
-        try:
-            stretch = await read_raw(client, partition, position)
-        except KafkaError as error:
-            _log.warning("cannot read raw, trying again", topic=partition.topic, error=repr(error))
-            return False
-        if generation != self._generation:
-            return True
-        for item in stretch.items:
-            if isinstance(item, Unreadable):
-                _log.warning("unreadable", topic=partition.topic, offset=item.record.offset, reason=item.reason)
-                self._sink.unreadable(item.record, item.reason)
-            else:
-                self._sink.read([item])
-        self._ledger.passed(partition.topic, partition.partition, stretch.position)
-        with contextlib.suppress(IllegalStateError):  # lost since; its next owner reads on
-            self._consumer.seek(partition, stretch.position)
-        return stretch.position > position
-
-    def _behind(self) -> list[tuple[str, int]]:
-        """Owned partitions that had more than the ledger knows at their last fetch."""
-        return [key for key, records in self.lag().items() if records]
 
     # --- committing -----------------------------------------------------------------------------------------------
 
@@ -391,3 +406,9 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
                 return
             for each in commits:
                 self._ledger.committed(each)
+
+
+def _turned(items: list[T], number: int) -> list[T]:
+    """Another one first each time."""
+    first = number % len(items)
+    return items[first:] + items[:first]

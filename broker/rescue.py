@@ -1,9 +1,8 @@
-"""Raw reading of a partition where aiokafka gives up, so that one bad record costs only itself.
+"""Decoding what was fetched where aiokafka gives up, so that one bad record costs only itself.
 
 aiokafka 0.14 refuses a whole fetch for one header key that is not UTF-8, a batch that fails its checksum or a codec
-that is not installed, and would fetch the same bytes for ever. Here the same stretch of the log is fetched once more
-and decoded tolerantly. What can be read is handed on as it would have been; what cannot is handed on as
-:class:`Unreadable`, with the bytes that there are:
+that is not installed. Here the same bytes are decoded tolerantly. What can be read is handed on as it would have been;
+what cannot is handed on as :class:`Unreadable`, with the bytes that there are:
 
 * a record whose header keys are not UTF-8, or whose inside is broken: the record;
 * a batch that fails its checksum or does not unpack: all of it, once, at its first offset; its other offsets are gaps.
@@ -19,25 +18,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
-from aiokafka.errors import LeaderNotAvailableError, NoError, for_code
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import ConsumerRecord
 
-FETCH_BYTES_MAX = 256 * 1024
-"""Of one stretch; Kafka returns the first batch whole, however large it is."""
 RECORDS_MAX = 2_000
 """Of one stretch: bounds how long the event loop is held up."""
 HEADERS_READ_MAX = 10_000
 """A record with more is handed on as its raw bytes."""
 
-_READ_COMMITTED = 1
 _LOG_OVERHEAD = struct.Struct(">qiib")  # base offset, length of what follows the first 12 bytes, leader epoch, magic
 _BATCH = struct.Struct(">qiibIhiqqqhii")
 _LENGTH_STARTS = 12
@@ -53,33 +46,16 @@ class Unreadable:
     reason: str
 
 
+def record_of(item: ConsumerRecord | Unreadable) -> ConsumerRecord:
+    return item.record if isinstance(item, Unreadable) else item
+
+
 @dataclass(slots=True)
 class Stretch:
     """Part of a partition: what is in it, in the order of offsets, and the position behind it."""
 
     items: list[ConsumerRecord | Unreadable]
     position: int
-
-
-async def read_raw(client: AIOKafkaClient, partition: TopicPartition, position: int) -> Stretch:
-    """The stretch of ``partition`` that starts at ``position``; empty when there is nothing committed there yet.
-
-    Raises:
-        KafkaError: Kafka, or the leader of the partition, cannot be asked now.
-    """
-    await client.set_topics([partition.topic])
-    leader = client.cluster.leader_for_partition(partition)
-    if leader is None or leader == -1:
-        raise LeaderNotAvailableError(partition)
-    wanted = (partition.topic, [(partition.partition, position, FETCH_BYTES_MAX)])
-    response: Any = await client.send(leader, FetchRequest(0, 1, FETCH_BYTES_MAX, _READ_COMMITTED, [wanted]))
-    _, ((_, code, _, stable, *_, data),) = response.topics[0]
-    error = for_code(code)
-    if error is not NoError:
-        raise error(partition)
-    part = response.topics[0][1][0]
-    aborted = part[5 if response.API_VERSION >= 5 else 4]
-    return decode(partition, data, aborted or (), position, stable)
 
 
 def decode(

@@ -96,16 +96,6 @@ def make_client(config: Config) -> AIOKafkaClient:
     return AIOKafkaClient(**_connection(config), request_timeout_ms=REQUEST_TIMEOUT_MS)
 
 
-def ask_for(consumer: AIOKafkaConsumer, bytes_min: int, wait_ms: int) -> None:
-    """From its next fetch on, a started consumer asks for so many bytes, or what there is after so long.
-
-    aiokafka has this as constants of a consumer, and reads them for each fetch, which it sends once all that it had was
-    taken: what is set right after ``getmany`` holds for the next one.
-    """
-    consumer._fetcher._fetch_min_bytes = bytes_min
-    consumer._fetcher._fetch_max_wait_ms = wait_ms
-
-
 async def stop_within(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float = STOP_TIMEOUT_S) -> bool:
     """Stop a consumer or producer; False when it did not stop in time, and was abandoned: what it held is not sent.
 
