@@ -87,13 +87,14 @@ def make_admin(config: Config, **overrides: Any) -> AIOKafkaAdminClient:
     return AIOKafkaAdminClient(**_connection(config), **settings | overrides)
 
 
-def make_client(config: Config) -> AIOKafkaClient:
-    """The connection under the other three, for single requests; ``bootstrap()`` starts it, ``close()`` ends it.
+def make_client(config: Config, **overrides: Any) -> AIOKafkaClient:
+    """The connections under the other three, for single requests; ``bootstrap()`` starts it, ``close()`` ends it.
 
     Raises:
         ConfigurationError: a password or certificate file cannot be read.
     """
-    return AIOKafkaClient(**_connection(config), request_timeout_ms=REQUEST_TIMEOUT_MS)
+    settings: dict[str, Any] = {"metadata_max_age_ms": 30_000, "request_timeout_ms": REQUEST_TIMEOUT_MS}
+    return AIOKafkaClient(**_connection(config), **settings | overrides)
 
 
 async def stop_within(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float = STOP_TIMEOUT_S) -> bool:

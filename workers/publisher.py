@@ -7,8 +7,8 @@ future per batch and no task, future or wake-up per reply.
 What belongs together (the replies of one run) is reported together, once all of it is acknowledged, or as far as it is
 when some of it takes longer than ``PARTIAL_S``.
 
-Kafka may be away for as long as it likes: a lane tries again, a producer that is broken is made anew. Nothing is given
-up but a reply to a topic that is gone or forbidden.
+Kafka may be away for as long as it likes: a lane tries again. Nothing is given up but a reply to a topic that is gone
+or forbidden.
 """
 
 from __future__ import annotations
@@ -22,31 +22,39 @@ from itertools import groupby
 from operator import itemgetter
 
 import structlog
-from aiokafka import AIOKafkaProducer
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     InvalidPartitionsError,
     KafkaError,
+    LeaderNotAvailableError,
     MessageSizeTooLargeError,
     NotLeaderForPartitionError,
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from modelless.config import Config
 from modelless.frames import ItemOutcome
-from modelless.kafka import make_producer, partition_of, stop_within
+from modelless.kafka import partition_of
+from workers.produce import Requests
 from workers.replies import Outgoing
 
 PARTIAL_S = 0.2
 RETRY_S = 0.2
-REQUEST_TIMEOUT_MS = 10_000
+BATCH_BYTES_MAX = 256 * 1024
 METADATA_S_MAX = 5.0
 MISSES_MAX = 3
 """Looks at the cluster that do not find a topic, before it counts as gone: news of a new one takes a moment."""
 PENDING_BYTES_MAX = 128 * 1024 * 1024
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-_GONE = (UnknownTopicOrPartitionError, NotLeaderForPartitionError, InvalidPartitionsError)
+_GONE = (
+    UnknownTopicOrPartitionError,
+    LeaderNotAvailableError,
+    NotLeaderForPartitionError,
+    InvalidPartitionsError,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -85,19 +93,17 @@ class Publisher:
         self._config = config
         self._replace = replace
         self._on_pressure = on_pressure
-        self._producer: AIOKafkaProducer | None = None
+        self._requests = Requests(config)
         self._lanes: dict[Lane, deque[Entry]] = {}
         self._open: set[_Group] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._rebuilding = asyncio.Lock()
         self._pressed = False
         self.pending = 0
         self.pending_bytes = 0
 
     async def start(self) -> None:
         """Returns when Kafka is there."""
-        self._producer = make_producer(self._config, request_timeout_ms=REQUEST_TIMEOUT_MS)
-        await self._producer.start()
+        await self._requests.start()
         self._spawn(self._report_partial())
 
     async def stop(self) -> None:
@@ -105,15 +111,16 @@ class Publisher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._producer is not None:
-            await stop_within(self._producer, 2.0)
+        await self._requests.stop()
 
     async def write(self, topic: str, key: bytes, value: bytes) -> None:
         """Write one record that is no reply (a profile), however often that takes."""
         while True:
-            assert self._producer is not None, "started"
             try:
-                await self._producer.send_and_wait(topic, value, key=key)
+                count = len(await self._requests.client._wait_on_metadata(topic))
+                batch = _batch()
+                batch.append(0, None, key, value, [])
+                await self._requests.send(TopicPartition(topic, partition_of(key, count)), bytes(batch.build()))
                 return
             except (KafkaError, OSError, TimeoutError) as error:
                 _log.warning("a record could not be written, trying again", topic=topic, error=repr(error))
@@ -184,27 +191,20 @@ class Publisher:
         _log.warning("replies could not be written, trying again", topic=lane[0], replies=len(taken), error=repr(error))
         waiting.extendleft(reversed(taken))
         await asyncio.sleep(RETRY_S)
-        if not getattr(error, "retriable", True):
-            await self._rebuild()
 
     async def _try(self, lane: Lane, waiting: deque[Entry], at_most: int) -> tuple[list[Entry], BaseException | None]:
         """Send one batch of what waits; what was taken for it, and how it failed."""
-        assert self._producer is not None, "started"
-        producer = self._producer
-        batch = producer.create_batch()
-        taken: list[Entry] = []
+        batch, taken = _batch(), list[Entry]()
         while waiting and len(taken) < at_most:
             reply = waiting[0][0]
-            fits = batch.append(key=reply.item.key, value=reply.value, timestamp=None, headers=reply.headers)
-            if fits is None:
+            if batch.append(len(taken), None, reply.item.key, reply.value, reply.headers) is None:
                 break
             taken.append(waiting.popleft())
-        batch.close()
         try:
             if len(taken) == 1 and len(taken[0][0].value) > self._config.kafka.request_bytes_max:
                 raise MessageSizeTooLargeError
-            await (await producer.send_batch(batch, lane[0], partition=lane[1]))
-        except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+            await self._requests.send(TopicPartition(*lane), bytes(batch.build()))
+        except (KafkaError, OSError, TimeoutError) as error:
             return taken, error
         return taken, None
 
@@ -228,14 +228,14 @@ class Publisher:
         """Why the lane can never be written, or None when trying again may help."""
         if isinstance(error, TopicAuthorizationFailedError):
             return f"writing to {lane[0]} is forbidden"
-        if isinstance(error, AssertionError):
+        partitions = self._requests.client.cluster.partitions_for_topic(lane[0])
+        if partitions and lane[1] not in partitions:
             return f"{lane[0]} has no partition {lane[1]}"
         return await self._missing(lane[0]) if isinstance(error, _GONE) else None
 
     async def _missing(self, topic: str) -> str | None:
         """Ask the cluster: why the topic cannot be written, or None when it is there or nobody answers."""
-        assert self._producer is not None, "started"
-        client = self._producer.client
+        client = self._requests.client
         try:
             async with asyncio.timeout(METADATA_S_MAX):
                 cluster = await client.fetch_all_metadata()
@@ -246,24 +246,8 @@ class Publisher:
             return None
         return None
 
-    async def _rebuild(self) -> None:
-        """A producer that failed for good is replaced; lanes that use it fail and come back on the new one."""
-        broken = self._producer
-        async with self._rebuilding:
-            if self._producer is not broken or broken is None:
-                return
-            fresh = make_producer(self._config, request_timeout_ms=REQUEST_TIMEOUT_MS)
-            try:
-                await fresh.start()
-            except (KafkaError, OSError):
-                await stop_within(fresh, 1.0)
-                return
-            self._producer = fresh
-            await stop_within(broken, 1.0)
-
     def _partitions(self, topic: str) -> int:
-        assert self._producer is not None, "started"
-        return len(self._producer.client.cluster.partitions_for_topic(topic) or ())
+        return len(self._requests.client.cluster.partitions_for_topic(topic) or ())
 
     def _settle(self, entries: Sequence[Entry], problem: str | None = None) -> None:
         """The replies are in Kafka, or can never be for the reason given."""
@@ -302,3 +286,7 @@ class Publisher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler({"message": "writing replies ended", "exception": error})
+
+
+def _batch() -> DefaultRecordBatchBuilder:
+    return DefaultRecordBatchBuilder(2, 0, False, -1, -1, 0, BATCH_BYTES_MAX)
