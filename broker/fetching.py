@@ -16,7 +16,7 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.errors import CorruptRecordException, KafkaError, NoError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import ConsumerRecord
@@ -52,9 +52,7 @@ class Fetched:
         self.position = position
         """Behind what was taken, and once that is all, behind whatever gaps follow."""
         self._data, self._aborted, self._stable = data, list(aborted or ()), stable
-        self._records: Any = PartitionRecords(
-            partition, MemoryRecords(data), self._aborted, position, None, None, True, READ_COMMITTED
-        )
+        self._records: PartitionRecords | None = None
         self._rest: Stretch | None = None
 
     def take(self, number: int) -> list[ConsumerRecord | Unreadable]:
@@ -62,19 +60,31 @@ class Fetched:
         taken: list[ConsumerRecord | Unreadable] = []
         if self._rest is None:
             try:
-                for record in islice(self._records, number):
-                    taken.append(record)  # noqa: PERF402 - those before a bad one are kept
+                self._decode(taken, number)
             except Exception as error:  # whatever a decoder or a codec raises
                 _log.warning("aiokafka cannot decode", topic=self.partition.topic, error=repr(error))
-                position = self._records.next_fetch_offset
-                self._rest = decode(self.partition, self._data, self._aborted, position, self._stable)
-            self.position = self._records.next_fetch_offset
+                if self._records is not None:
+                    self.position = self._records.next_fetch_offset
+                self._rest = decode(self.partition, self._data, self._aborted, self.position, self._stable)
         if self._rest is not None:
             items, missing = self._rest.items, number - len(taken)
             taken += items[:missing]
             del items[:missing]
             self.position = record_of(items[0]).offset if items else self._rest.position
         return taken
+
+    def _decode(self, taken: list[ConsumerRecord | Unreadable], number: int) -> None:
+        """Add the next ones; those before a bad one are added when it raises."""
+        if self._records is None:
+            records = MemoryRecords(self._data)
+            if not records.has_next():
+                raise CorruptRecordException("the first batch is not whole, as which Kafka returns it")
+            self._records = PartitionRecords(
+                self.partition, records, self._aborted, self.position, None, None, True, READ_COMMITTED
+            )
+        for record in islice(self._records, number):
+            taken.append(record)  # noqa: PERF402
+        self.position = self._records.next_fetch_offset
 
 
 class Answer(NamedTuple):

@@ -9,6 +9,7 @@ from record_batches import LAST_DELTA_AT, Record, batch, seal, with_bad_header_k
 from broker.fetching import Fetched
 from broker.rescue import Unreadable, record_of
 
+LENGTH_AT = 8
 PARTITION = TopicPartition("queries", 3)
 THREE = [Record(b"zero"), Record(b"one"), Record(b"two")]
 
@@ -57,3 +58,13 @@ def test_a_failed_checksum_costs_the_batch() -> None:
     of = fetched(batch(THREE) + bytes(broken) + batch(THREE, base_offset=6))
     assert taken(of, 4) == [(0, b"zero", True), (1, b"one", True), (2, b"two", True), (3, bytes(broken), False)]
     assert (of.position, len(of.take(4)), of.position) == (6, 3, 9)
+
+
+@pytest.mark.parametrize("length", [-1, -(1 << 31), 0, 3, 1 << 30])
+def test_a_batch_whose_length_is_wrong_is_passed(length: int) -> None:
+    broken = bytearray(batch(THREE, base_offset=5))
+    struct.pack_into(">i", broken, LENGTH_AT, length)
+    of = fetched(bytes(broken), position=5)
+    offset, _, readable = taken(of, 9)[0]
+    assert (offset, readable) == (5, False)
+    assert of.position > 5
