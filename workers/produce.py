@@ -79,15 +79,16 @@ class Requests:
                 errors: Mapping[TopicPartition, Exception]
                 try:
                     errors = await self._request(leader, batches.values())
-                except (KafkaError, OSError, TimeoutError) as error:
-                    errors = dict.fromkeys(batches, error)
+                except Exception as error:  # whatever it is, replies wait for it
+                    problem = error if isinstance(error, KafkaError) else KafkaError(repr(error))
+                    errors = dict.fromkeys(batches, problem)
                 if errors:
                     self.client.force_metadata_update()
                 for partition, (_, _, written) in batches.items():
                     if written.done():  # whoever waited is gone
                         continue
-                    problem = errors.get(partition)
-                    written.set_result(None) if problem is None else written.set_exception(problem)
+                    failed = errors.get(partition)
+                    written.set_result(None) if failed is None else written.set_exception(failed)
         finally:
             del self._tasks[leader]
 
