@@ -476,11 +476,8 @@ class Core:
     def _waits_ms(self, teams: Sequence[Teams], entry: Entry, now_ms: float) -> list[float]:
         """Predicted time until the first worker of each team has run what comes before an entry."""
         waits_ms: list[float] = []
-        place_ms = NEVER if entry.latency_deadline_ms is None else entry.latency_deadline_ms
         for group, own in teams:
-            if entry.account is not None:  # else the order is the same in all groups
-                place_ms = order_ms(entry, group)
-            waits_ms += self.groups[group].waits_ms(own, place_ms, now_ms)
+            waits_ms += self.groups[group].waits_ms(own, order_ms(entry, group), now_ms)
         return waits_ms
 
     def _enqueue(self, entry: Entry, candidate: Candidate, target: Target, now_ms: float) -> None:
@@ -585,9 +582,11 @@ class Core:
             if len(queues) > 1 and not self.catalog.labels:
                 queue = gathered(queue, queues, worker, start_ms, block_ms, self.catalog, self._prices)
             cut = self._cut(queue, worker, start_ms, block_ms)
-            for entry in queue.take_heads(cut.late):
-                entry.refused_by += (queue.candidate,)
-                refused.append(entry)
+            if cut.late:
+                late = queue.take_heads(cut.late)
+                for entry in late:
+                    entry.refused_by += (queue.candidate,)
+                refused += late
             if not cut.rows:
                 continue
             self._send(worker, queue, queue.take(cut.rows, start_ms, cut.heads), block_ms, now_ms)

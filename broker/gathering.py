@@ -116,7 +116,7 @@ class Cut(NamedTuple):
     heads: int
     """Behind those, that wait on."""
     rows: int
-    """At most, of the batch of those behind; 0: nobody is left to be asked about."""
+    """At most, of the batch of those behind; 0: no batch before what is left is looked at anew."""
 
 
 def best_cut(queue: VariantQueue, start_ms: float, block_ms: float, next_ms: float, price: float) -> Cut:

@@ -199,16 +199,12 @@ class Group:
 
     def waits_ms(self, teams: tuple[frozenset[str], ...], order_ms: float, now_ms: float) -> list[float]:
         """Predicted time until the first worker of each team has run what comes before an entry at that place."""
-        waiting = self._waiting
-        if waiting is None:
-            waiting = self._queues_waiting()
-        if not waiting:
+        if not self._queues_waiting():
             ends_ms = self._firsts_end_ms.get(teams)
             if ends_ms is None:
                 crews_of = self._crews_in(teams)
                 ends_ms = self._firsts_end_ms[teams] = _of_firsts(crews_of, self._crews_end_ms())
-            others_ms = self._others_ms
-            return [others_ms + (end_ms - now_ms if end_ms > now_ms else 0.0) for end_ms in ends_ms]
+            return self._running_ms(ends_ms, now_ms)
         crews_of = self._crews_in(teams)
         ahead_ms = self._ahead_ms
         if ahead_ms is None or order_ms != self._ahead_of_ms or now_ms != self._ahead_at_ms:

@@ -128,7 +128,7 @@ class Prices:
     ) -> Sequence[Level]:
         """The levels for a query with so much slack that would have to wait for each of these teams for so long.
 
-        None while none of them has a price.
+        Of none while none of them has a price.
 
         Args:
             payer: its topic's account, if there are several.
@@ -147,7 +147,7 @@ class Prices:
                 elif wait_ms:
                     self._begin(level, now_ms)
             level.now = level.learned + wait_ms / slack_ms
-            if is_free and level.now and level.range.least:
+            if is_free and level.now and level.range.scale:
                 is_free = False
         return () if is_free else levels
 

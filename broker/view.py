@@ -156,8 +156,7 @@ class View:
 
     def _allowed(self, bounds: Bounds, accuracy_min: float, cost_max: float) -> int:
         """What is there, accurate and affordable; of buckets, all that these limits touch."""
-        lows, sets = self._accuracy
-        found = sets[bisect_right(lows, -accuracy_min)] & self._parts[bounds[0]].everybody
+        found = self._accuracy.within(-accuracy_min) & self._parts[bounds[0]].everybody
         return found if cost_max == NEVER else found & self._cost.within(cost_max)
 
     def _first(self, found: int, bounds: Bounds, accuracy_min: float, cost_max: float) -> tuple[int, int]:
@@ -165,9 +164,7 @@ class View:
         if not found:
             return -1, 0
         place = found.bit_length() - 1
-        where, waits_ms, slack_ms, lat_ms_max = bounds
-        lat_ms = self._lat_ms[place]
-        if lat_ms > slack_ms - waits_ms[self._parts[where].own[place]] or lat_ms > lat_ms_max:  # :meth:`_is_late`
+        if self._is_late(place, bounds):
             found &= self._in_time(bounds)
             place = found.bit_length() - 1
         if not self._exact:

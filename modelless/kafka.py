@@ -122,8 +122,13 @@ async def _abandon(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     if sending is not None:
         sending.cancel()
     connections = client.client if producer else client._client
+    await close_within(connections, 1.0, *(() if sending is None else (sending,)))
+
+
+async def close_within(connections: AIOKafkaClient, timeout_s: float, *beside: asyncio.Task[Any]) -> None:
+    """Close connections, and wait for tasks that are to end as well; what is not done in time is abandoned."""
     closing = asyncio.create_task(connections.close())
-    await asyncio.wait([task for task in (sending, closing) if task is not None], timeout=1.0)
+    await asyncio.wait([closing, *beside], timeout=timeout_s)
     closing.cancel()
 
 

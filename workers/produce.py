@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError, LeaderNotAvailableError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 
 from modelless.config import Config
-from modelless.kafka import make_client
+from modelless.kafka import close_within, make_client
 
 REQUEST_TIMEOUT_MS = 10_000
 STOP_TIMEOUT_S = 2.0
@@ -48,9 +48,7 @@ class Requests:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        closing = asyncio.create_task(self.client.close())
-        await asyncio.wait([closing], timeout=STOP_TIMEOUT_S)
-        closing.cancel()
+        await close_within(self.client, STOP_TIMEOUT_S)
 
     def send(self, partition: TopicPartition, batch: bytes) -> asyncio.Future[None]:
         """Done when every replica has the batch.

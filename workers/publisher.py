@@ -192,7 +192,7 @@ class Publisher:
         waiting.extendleft(reversed(taken))
         await asyncio.sleep(RETRY_S)
 
-    async def _try(self, lane: Lane, waiting: deque[Entry], at_most: int) -> tuple[list[Entry], BaseException | None]:
+    async def _try(self, lane: Lane, waiting: deque[Entry], at_most: int) -> tuple[list[Entry], KafkaError | None]:
         """Send one batch of what waits; what was taken for it, and how it failed."""
         batch, taken = _batch(), list[Entry]()
         while waiting and len(taken) < at_most:
@@ -204,7 +204,7 @@ class Publisher:
             if len(taken) == 1 and len(taken[0][0].value) > self._config.kafka.request_bytes_max:
                 raise MessageSizeTooLargeError
             await self._requests.send(TopicPartition(*lane), bytes(batch.build()))
-        except (KafkaError, OSError, TimeoutError) as error:
+        except KafkaError as error:
             return taken, error
         return taken, None
 
@@ -224,7 +224,7 @@ class Publisher:
         self._count([reply], -1)
         await self._write_next(lane, deque([(instead, group)]))
 
-    async def _problem(self, lane: Lane, error: BaseException) -> str | None:
+    async def _problem(self, lane: Lane, error: KafkaError) -> str | None:
         """Why the lane can never be written, or None when trying again may help."""
         if isinstance(error, TopicAuthorizationFailedError):
             return f"writing to {lane[0]} is forbidden"
