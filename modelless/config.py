@@ -128,7 +128,11 @@ class GroupConfig(_Section):
     name: str = Field(description="The group's name, unique.")
     device: str = Field("cpu", description="cpu, cuda:N or emulated.")
     threads: int = Field(1, ge=1, description="Threads that one worker's executor may use.")
-    workers: int = Field(1, ge=0, description="Worker processes that `modelless up` runs.")
+    workers: int = Field(1, ge=0, description="Workers that are run, where their number is fixed.")
+    workers_min: int = Field(1, ge=0, description="With workers_max: as few as this; 0: none while nobody asks.")
+    workers_max: int | None = Field(
+        None, ge=1, description="The planner chooses how many workers are run, at most so many; absent: workers."
+    )
     memory_mb_max: int = Field(2048, ge=64, description="Memory for loaded variants of one worker.")
     price_per_hour: float = Field(0.0, ge=0, description="USD for one worker.")
     builders: tuple[str, ...] = Field((), description="Of those of worker.builders; none: all of them.")
@@ -139,6 +143,22 @@ class GroupConfig(_Section):
         if not _NAME.fullmatch(value):
             raise ValueError("must be 1 to 64 letters, digits, dots, dashes or underscores")
         return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> GroupConfig:
+        given = self.model_fields_set
+        if self.workers_max is None and "workers_min" in given:
+            raise ValueError(f"group {self.name}: workers_min needs workers_max; a fixed number is workers")
+        if self.workers_max is not None and "workers" in given:
+            raise ValueError(f"group {self.name}: give either workers or workers_max")
+        if self.workers_max is not None and self.workers_min > self.workers_max:
+            raise ValueError(f"group {self.name}: workers_min is larger than workers_max")
+        return self
+
+    @property
+    def scales(self) -> bool:
+        """The planner chooses the number of workers."""
+        return self.workers_max is not None
 
     @field_validator("device")
     @classmethod

@@ -122,7 +122,7 @@ class FleetView:
     def workers(self) -> tuple[Member, ...]:
         return self._of("worker")
 
-    def _of(self, kind: Literal["broker", "worker"]) -> tuple[Member, ...]:
+    def _of(self, kind: Literal["broker", "worker", "provisioner"]) -> tuple[Member, ...]:
         return tuple(member for member in self._members if member.kind == kind)
 
     def _on_record(self, record: ConsumerRecord) -> None:

@@ -318,14 +318,26 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupTarget:
+    """How many workers of one group there are to be."""
+
+    workers: int
+    leaving: tuple[str, ...] = ()
+    """Of those that are there: who drains, and goes."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The one authority for what is loaded (topic ``modelless.plan``, key ``plan``)."""
+    """The one authority for what is loaded, and how many workers there are (topic ``modelless.plan``, key ``plan``)."""
 
     epoch: int
     leader: str
     created_ms: float
     workers: Mapping[str, Assignment]
     reasons: tuple[str, ...] = ()
+    fleet: Mapping[str, GroupTarget] = field(default_factory=dict)
+    """By group, of those whose number of workers is not fixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,9 +388,10 @@ class Demanded:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A broker or worker that is alive (topic ``modelless.fleet``, key ``<kind>/<name>``), once a second."""
+    """Somebody who is alive (topic ``modelless.fleet``, key ``<kind>/<name>``), once a second."""
 
-    kind: Literal["broker", "worker"]
+    kind: Literal["broker", "worker", "provisioner"]
+    """A provisioner starts and ends workers as the plan says."""
     name: str
     incarnation: str
     """Unique per process start."""

@@ -25,6 +25,7 @@ from modelless.messages import (
     Demanded,
     Evaluation,
     Feedback,
+    GroupTarget,
     Labels,
     Member,
     ModelVersion,
@@ -232,6 +233,7 @@ _PLAN = Plan(
         "cpu-small-1": Assignment(outdated={"digits-cnn:3/onnx-fp32": 1_800_000_060_000.0}),
     },
     reasons=("everything fits",),
+    fleet={"cpu-small": GroupTarget(3, ("cpu-small-1",), "2 serve the demand, 1 is for bursts")},
 )
 _MEMBER = Member(
     kind="worker",
