@@ -18,7 +18,7 @@ from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
 from modelless.health import VariantView, drifts, notes, overloads, to_measure, variant_views, warnings
 from modelless.kafka import make_admin, make_consumer, stop_within
-from modelless.messages import Member, ModelVersion, Profile
+from modelless.messages import Member, ModelVersion, Plan, Profile
 from modelless.registration import PlanView, wall_clock
 from modelless.topic_settings import unreachable
 from modelless.topics import Topics
@@ -42,6 +42,8 @@ class Overview:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     """Worth knowing, and nothing to be done about."""
+    plan: Plan | None = None
+    """The newest one."""
 
 
 class Observer:
@@ -91,6 +93,7 @@ class Observer:
                 *self._overloads(members),
             ),
             notes(members),
+            plan,
         )
 
     async def _lag(self) -> dict[str, int]:

@@ -320,6 +320,7 @@ class Worker:
                 "child_deaths": float(executors.deaths),
                 "links": float(len(self._links)),
                 "memory_bytes": float(self._loader.memory_bytes),
+                "price_per_hour": self._group.price_per_hour,
                 "queued": float(statistics.queued_items),
                 "settled": float(self._device.settled),
             },

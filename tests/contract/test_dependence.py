@@ -72,6 +72,7 @@ PURE = frozenset(
         "modelless.learned",
         "modelless.messages",
         "modelless.padding",
+        "modelless.planned",
         "modelless.structure",
         "modelless.tensors",
         "modelless.topics",

@@ -1,0 +1,223 @@
+"""``modelless plan``: the present plan and why; what a hypothetical, or an existing, demand would cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelless.commands import options
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from modelless.config import Config
+    from modelless.messages import Demanded, Plan
+    from modelless.overview import Overview
+    from modelless.planned import GroupView, WorkerView
+
+LISTED_MAX = 4
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to ``app``."""
+
+    @app.command()
+    def plan(
+        config: options.ConfigFile = None,
+        follow: Annotated[bool, typer.Option("--follow", help="Keep showing, every second, until Ctrl-C.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    ) -> None:
+        """Show the present plan and why: workers by group, what each has loaded, the demand that it is made for.
+
+        The leading broker makes it anew every half second and writes it when it changes. A group's number of workers is
+        the planner's to choose where the group has `workers_max`.
+
+        Exit status 1 when there is no plan.
+
+        **Examples**
+
+        `modelless plan` — once
+
+        `modelless plan --follow` — live
+
+        `modelless plan --json | jq .groups` — for scripts
+        """
+        from modelless.config import load_config
+
+        raise typer.Exit(asyncio.run(_show(load_config(config), follow=follow, as_json=as_json)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """The plan, and what there is beside it."""
+
+    plan: Plan
+    groups: Sequence[GroupView]
+    workers: Sequence[WorkerView]
+    demand: Sequence[Demanded]
+    """What brokers are asked for now, the most first."""
+
+
+async def _show(config: Config, *, follow: bool, as_json: bool) -> int:
+    from rich.live import Live
+
+    from modelless.commands.models import wide_console
+    from modelless.overview import observing
+
+    async with observing(config) as observer:
+        picture = _picture(config, await observer.look())
+        if as_json:
+            import json
+
+            typer.echo(json.dumps(None if picture is None else _plain(picture), indent=2))
+        elif not follow:
+            wide_console().print(_render(picture))
+        else:
+            with Live(_render(picture), auto_refresh=False, screen=True) as live:
+                while True:
+                    await asyncio.sleep(1)
+                    picture = _picture(config, await observer.look())
+                    live.update(_render(picture), refresh=True)
+    return 0 if picture is not None else 1
+
+
+def _picture(config: Config, overview: Overview) -> _Picture | None:
+    """None while there is no plan."""
+    from broker.demand import total
+    from modelless.planned import group_views, prices, worker_views
+
+    plan = overview.plan
+    if plan is None:
+        return None
+    configured = {group.name: group.price_per_hour for group in config.groups}
+    by_group = prices(overview.members, overview.profiles, configured)
+    asked = total(each for member in overview.members for each in member.demand)
+    return _Picture(
+        plan,
+        group_views(overview.members, by_group, plan),
+        worker_views(overview.members, overview.profiles, plan),
+        sorted(asked, key=lambda each: -each.rows_per_second),
+    )
+
+
+def _plain(picture: _Picture) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    plan = picture.plan
+    return {
+        "epoch": plan.epoch,
+        "leader": plan.leader,
+        "created_ms": plan.created_ms,
+        "usd_per_hour": sum(group.usd_per_hour for group in picture.groups),
+        "usd_per_hour_planned": sum(group.usd_per_hour_planned for group in picture.groups),
+        "groups": [
+            asdict(group) | {"usd_per_hour": group.usd_per_hour, "usd_per_hour_planned": group.usd_per_hour_planned}
+            for group in picture.groups
+        ],
+        "workers": [asdict(worker) for worker in picture.workers],
+        "demand": [asdict(each) for each in picture.demand],
+        "reasons": list(plan.reasons),
+    }
+
+
+def _render(picture: _Picture | None) -> Group:
+    from time import time
+
+    from rich.console import Group
+    from rich.text import Text
+
+    if picture is None:
+        return Group(Text("no plan was written yet: it needs a broker (`modelless up`, `modelless status`)", "yellow"))
+    plan = picture.plan
+    age_s = max(0.0, time() - plan.created_ms / 1000)
+    usd, planned = (sum(values) for values in zip(*_costs(picture.groups), strict=True))
+    head = f"plan {plan.epoch} of {plan.leader}, written {_ago(age_s)} ago; ${usd:,.4g} an hour now"
+    head += f", ${planned:,.4g} as planned" if planned != usd else ""
+    return Group(
+        Text(head, "bold"),
+        _groups(picture.groups),
+        _workers(picture.workers),
+        _demand(picture.demand),
+        *(Text(f"{group.name}: {group.error}", "red") for group in picture.groups if group.error),
+        *(Text(reason, "dim") for reason in plan.reasons),
+    )
+
+
+def _costs(groups: Iterable[GroupView]) -> list[tuple[float, float]]:
+    return [(group.usd_per_hour, group.usd_per_hour_planned) for group in groups] or [(0.0, 0.0)]
+
+
+def _ago(seconds: float) -> str:
+    for length_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _groups(groups: Sequence[GroupView]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for heading in ("group", "workers", "ready", "planned", "USD/h", "planned"):
+        table.add_column(heading, justify="left" if heading == "group" else "right", no_wrap=True)
+    table.add_column("leaving")
+    table.add_column("why")
+    for group in groups:
+        table.add_row(
+            group.name,
+            str(group.workers),
+            str(group.ready),
+            "fixed" if group.target is None else str(group.target),
+            f"{group.usd_per_hour:,.4g}",
+            f"{group.usd_per_hour_planned:,.4g}",
+            ", ".join(group.leaving),
+            group.reason,
+        )
+    return table
+
+
+def _workers(workers: Sequence[WorkerView]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("worker", "state", "loaded", "to load", "to unload", "to measure", box=box.SIMPLE)
+    for worker in workers:
+        state = f"{worker.state}, leaving" if worker.leaving else worker.state
+        table.add_row(
+            worker.name,
+            Text(state, "green" if state == "ready" else "yellow"),
+            *(_listed(names) for names in (worker.loaded, worker.to_load, worker.to_unload, worker.to_measure)),
+        )
+    return table
+
+
+def _demand(demand: Sequence[Demanded]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("asked for: task", "latency ms", "accuracy", "prefer", "degrades", box=box.SIMPLE)
+    table.add_column("rows/s", justify="right")
+    for each in demand:
+        table.add_row(
+            each.task,
+            "" if each.latency_ms is None else f"{each.latency_ms:,.0f}",
+            f"{each.accuracy_min:.4g}",
+            each.prefer,
+            "yes" if each.degrades else "",
+            f"{each.rows_per_second:,.1f}",
+        )
+    if not demand:
+        table.caption = "nobody asks for a task now"
+    return table
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more
