@@ -41,6 +41,7 @@ from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
 from broker.statistics import Shed, ShedReason, Statistics
 from broker.stragglers import Hedge, Stragglers
+from broker.usage import Meter
 from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
@@ -119,6 +120,7 @@ class Core:
         self.statistics = Statistics()
         self.conditions = Conditions()
         self.counts = Counts()
+        self.meter = Meter()
         self._prices = Prices()
         self._selector = Selector(accuracy_slack, self._prices)
         self._attempts_max = attempts_max
@@ -704,6 +706,8 @@ class Core:
             self._shadows.outcome(worker, frame)
             return
         self._stragglers.outcome(worker, sent, frame, now_ms)
+        if frame.execute_ms:
+            self._meter(sent, frame)
         if sent.candidate.model.name in self.counts:
             self._count_versions(sent, frame)
             if sent.predicts and frame.rest_ok and frame.predictions:
@@ -723,6 +727,17 @@ class Core:
         self._stragglers.expect(worker)
         if sent.others:
             self._instructions += [CancelSent(*recall) for recall in self._stragglers.unwanted(sent)]
+
+    def _meter(self, sent: Sent, frame: frames.Outcome) -> None:
+        """Who had the device; what settles now is still among the batch's entries."""
+        entries = sent.entries
+        answered = (
+            entries.values()
+            if frame.rest_ok
+            else [entries[i.record] for i in frame.items if i.disposition == "answered" and i.record in entries]
+        )
+        task, group = sent.candidate.model.task, sent.candidate.group
+        self.meter.ran(task, group, entries.values(), answered, frame.execute_ms, frame.rows)
 
     def _count_versions(self, sent: Sent, frame: frames.Outcome) -> None:
         """Of a model with a canary or a shadow; what settles now is still among the batch's entries."""

@@ -20,6 +20,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
+from broker.accountant import Accountant
 from broker.alike import Alike
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.dead_letters import dead_letter
@@ -97,6 +98,7 @@ class Broker:
             lambda: self._plan,
         )
         self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)
+        self._accountant = Accountant(config, self._clock, lambda: self._leader.leads)
         self._roll_back = RollBack(config, self._clock, lambda: self._core.catalog.labels, lambda: self._leader.leads)
         self._plan: Plan | None = None
         self._links: dict[str, Link] = {}
@@ -155,6 +157,8 @@ class Broker:
             stack.push_async_callback(self._leader.stop)
             await self._corrector.start()
             stack.push_async_callback(self._corrector.stop)
+            await self._accountant.start()
+            stack.push_async_callback(self._accountant.stop)
             settle()
             self._state = "ready"
             announcer.announce()
@@ -499,6 +503,7 @@ class Broker:
             wants=core.wants(now_ms),
             served=core.counts.served(),
             demand=core.demand(now_ms),
+            used=core.meter.used(),
         )
 
 

@@ -42,6 +42,7 @@ from modelless.messages import (
     Profile,
     Query,
     Reply,
+    Usage,
 )
 from modelless.structure import decoder, to_map
 from modelless.tensors import DIMENSIONS_MAX, Tensor, rows
@@ -81,8 +82,8 @@ QUERY_ITEMS_MAX = 1024
 FEEDBACK_BYTES_MAX = 128 * 1024
 FEEDBACK_ROWS_MAX = 4_096
 
-Record = ModelVersion | Labels | Profile | Condition | Correction | Plan | Member
-RecordT = TypeVar("RecordT", ModelVersion, Labels, Profile, Condition, Correction, Plan, Member)
+Record = ModelVersion | Labels | Profile | Condition | Correction | Plan | Member | Usage
+RecordT = TypeVar("RecordT", ModelVersion, Labels, Profile, Condition, Correction, Plan, Member, Usage)
 
 _RECORD_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}/[0-9]{1,10}/[0-9]{1,19}")
 _TENSOR_FIELDS = ("name", "datatype", "shape", "data")

@@ -76,6 +76,7 @@ class BrokerConfig(_Section):
         0.01, ge=0, le=1, description="Of the queries, how many may go to a second worker while one straggles; 0: off."
     )
     commit_interval_ms: float = Field(50, gt=0, description="Longest time between a finished query and its commit.")
+    usage_period_s: float = Field(60, ge=1, le=300, description="How long a period of <prefix>.usage is.")
     session_timeout_ms: int = Field(10_000, ge=1000, description="Kafka notices a dead broker after this.")
     drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for unfinished queries.")
 

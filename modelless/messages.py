@@ -387,6 +387,22 @@ class Demanded:
 
 
 @dataclass(frozen=True, slots=True)
+class Used:
+    """What a broker had run for one tenant, since the broker started."""
+
+    tenant: str
+    """That the queries name; their topic, where they name none."""
+    task: str
+    group: str
+    queries: int = 0
+    """Answered by a worker."""
+    rows: int = 0
+    """Of these."""
+    busy_ms: float = 0.0
+    """Device time, by its share of the rows of each run."""
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """Somebody who is alive (topic ``modelless.fleet``, key ``<kind>/<name>``), once a second."""
 
@@ -412,6 +428,41 @@ class Member:
     """A broker's, of models with a canary or a shadow."""
     demand: tuple[Demanded, ...] = ()
     """A broker's: what it is asked for, by class; the most asked for, 128 at most."""
+    used: tuple[Used, ...] = ()
+    """A broker's: by tenant, task and group, 128 at most; what comes later is under the tenant ``others``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A tenant's part of what one group's workers cost in a period (topic ``modelless.usage``, key as :attr:`key`).
+
+    The parts of a period sum up to what all workers cost that were alive.
+    """
+
+    start_ms: float
+    """Unix milliseconds, Kafka time."""
+    period_ms: float
+    tenant: str
+    """That queries name, or their topic; ``idle`` with an empty task: nobody used the group."""
+    task: str
+    group: str
+    queries: int = 0
+    """That a worker answered."""
+    rows: int = 0
+    busy_ms: float = 0.0
+    """Device time."""
+    cost_usd: float = 0.0
+    """Price times busy time."""
+    idle_usd: float = 0.0
+    """The part of what the group cost beside its busy time, in proportion to the busy time."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.start_ms:.0f}/{self.tenant}/{self.task}/{self.group}"
+
+    @property
+    def total_usd(self) -> float:
+        return self.cost_usd + self.idle_usd
 
 
 def split_variant(variant: str) -> tuple[str, str]:

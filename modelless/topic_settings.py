@@ -21,7 +21,7 @@ from modelless.errors import ConfigurationError, PermissionDeniedError, Unavaila
 from modelless.kafka import make_admin
 from modelless.topics import Topics
 
-Kind = Literal["queries", "replies", "cancel", "table", "plan", "fleet", "feedback", "dead-letter"]
+Kind = Literal["queries", "replies", "cancel", "table", "plan", "fleet", "feedback", "usage", "dead-letter"]
 Severity = Literal["blocks", "weakens", "unknown"]
 
 MINUTE_MS = 60_000
@@ -60,6 +60,7 @@ def settings(config: Config) -> dict[str, TopicSetting]:
         topics.plan: "plan",
         topics.fleet: "fleet",
         topics.feedback: "feedback",
+        topics.usage: "usage",
         topics.dead_letter: "dead-letter",
     }
     return {name: setting_of(config, kind) for name, kind in kinds.items()}
@@ -94,6 +95,7 @@ _VALUES: dict[Kind, dict[str, str]] = {
     "plan": _COMPACTED,
     "fleet": _kept(10 * MINUTE_MS) | _LOG_TIME,
     "feedback": _kept(7 * DAY_MS),
+    "usage": _kept(400 * DAY_MS),
     "dead-letter": _kept(14 * DAY_MS),
 }
 
@@ -234,6 +236,8 @@ _RULES = (
           "P1: queries vanish in an outage of less than a day"),
     _Rule(("queries",), "retention.bytes", lambda v, _: int(v) >= 0, "weakens",
           "P1: a flood deletes queries before they are answered", "set retention.bytes=-1"),
+    _Rule(("usage",), "retention.ms", _less(32 * DAY_MS), "weakens",
+          "who used what is forgotten before a month's bill is made"),
     _Rule(("replies",), "retention.ms", _less(MINUTE_MS), "weakens",
           "P1: replies vanish before a slow consumer reads them"),
     _Rule(("queries",), "message.timestamp.type", lambda v, _: v != "LogAppendTime", "weakens",

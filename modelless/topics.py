@@ -54,6 +54,10 @@ class Topics:
         return f"{self.prefix}.feedback"
 
     @property
+    def usage(self) -> str:
+        return f"{self.prefix}.usage"
+
+    @property
     def dead_letter(self) -> str:
         return f"{self.prefix}.dead-letter"
 

@@ -13,7 +13,7 @@ from modelless.errors import ModellessError
 # Subcommand modules, in the order of `--help`. Each has `register(app)`.
 _MODULES = (
     "demo", "up", "kafka", "broker", "worker", "check", "register", "models", "explain", "label", "query", "status",
-    "plan", "simulate",
+    "plan", "usage", "simulate",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -50,6 +50,7 @@ PURE = frozenset(
         "broker.statistics",
         "broker.stragglers",
         "broker.tally",
+        "broker.usage",
         "broker.usual",
         "broker.versions",
         "broker.view",

@@ -34,6 +34,8 @@ from modelless.messages import (
     Query,
     Reply,
     Served,
+    Usage,
+    Used,
 )
 from modelless.structure import to_map
 from modelless.tensors import Tensor, TensorSpec
@@ -47,6 +49,7 @@ RECORDS = {
     "correction": Correction,
     "plan": Plan,
     "member": Member,
+    "usage": Usage,
 }
 
 
@@ -251,6 +254,19 @@ _MEMBER = Member(
         Demanded("digits", 50.0, 0.95, "accuracy", True, 120.5),
         Demanded("digits", None, 0.9375, "cost", False, 0.25),
     ),
+    used=(Used("shop", "digits", "cpu-small", 100, 120, 1500.5),),
+)
+_USAGE = Usage(
+    start_ms=1_800_000_060_000.0,
+    period_ms=60_000.0,
+    tenant="shop",
+    task="digits",
+    group="cpu-small",
+    queries=1000,
+    rows=1200,
+    busy_ms=15_000.0,
+    cost_usd=0.0625,
+    idle_usd=0.125,
 )
 _NIL = msgpack.packb({"id": "q-1", "task": "digits", "model": None, "inputs": [_TENSOR]})
 _NESTED = {"name": "pixels", "datatype": "FP32", "shape": [2, 2], "data": [[0, 0.5], [-1, 2]]}
@@ -301,6 +317,7 @@ VECTORS = (
     Vector("feedback-json", "feedback", json.dumps(to_map(_FEEDBACK)).encode()),
     Vector("plan", "plan", codec.encode_record(_PLAN)),
     Vector("member", "member", codec.encode_record(_MEMBER)),
+    Vector("usage", "usage", codec.encode_record(_USAGE)),
     Vector("bad-truncated", "query", codec.encode_query(_QUERY)[:-1], reason="truncated"),
     Vector("bad-trailing-bytes", "query", codec.encode_query(_QUERY) + b"\x00", reason="bytes follow after the value"),
     Vector("bad-reserved-byte", "query", b"\xc1", reason="reserved byte 0xc1"),
