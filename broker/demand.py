@@ -70,7 +70,7 @@ class DemandMeter:
             latency_ms: from its log time to its deadline; infinite: none.
         """
         assert query.task is not None
-        key = _key(query.task, latency_ms, accuracy_floor, query.prefer, query.on_miss == "degrade")
+        key = class_key(query.task, latency_ms, accuracy_floor, query.prefer, query.on_miss == "degrade")
         of = self._classes.get(key)
         if of is None:
             if len(self._classes) >= COUNTED_MAX:
@@ -136,7 +136,7 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
     classes: dict[Key, Demanded] = {}
     for each in demands:
         latency_ms = inf if each.latency_ms is None else each.latency_ms
-        key = _key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
+        key = class_key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
         known = classes.get(key)
         if known is None:
             classes[key] = each
@@ -153,6 +153,7 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
 
 
 @lru_cache(4096)
-def _key(task: str, latency_ms: float, accuracy: float, prefer: Prefer, degrades: bool) -> Key:
+def class_key(task: str, latency_ms: float, accuracy: float, prefer: Prefer, degrades: bool) -> Key:
+    """The class of a query, and of what is told of it. ``latency_ms`` infinite: none."""
     steps = floor(log(max(latency_ms, LATENCY_MS_MIN)) / _LOG_STEP + 1e-9) if latency_ms < inf else None
     return task, steps, floor(accuracy * ACCURACY_STEPS + 1e-9), prefer, degrades
