@@ -120,6 +120,10 @@ class Sizing:
     """Tasks of which not all is served, for want of workers."""
     hopeless: tuple[str, ...] = ()
     """Tasks with something that no choice can serve as it is asked for, however many workers there are."""
+    classes: tuple[Demand, ...] = ()
+    """Demand as it was merged."""
+    shares: tuple[Mapping[Key, float], ...] = ()
+    """Like :attr:`classes`: the share of the class that each choice serves. What is missing to 1 is not served."""
 
     @property
     def serves(self) -> bool:
@@ -241,6 +245,7 @@ class _Asked:
         workers = {name: max(group.workers_min, len(packed.get(name, ()))) for name, group in self.groups.items()}
         served = np.zeros(len(self.classes))
         copies: dict[Key, int] = defaultdict(int)
+        shares: list[dict[Key, float]] = [defaultdict(float) for _ in self.classes]
         tasks: dict[str, set[str]] = {name: set() for name in self.groups}
         for name, bins in packed.items():
             for each in bins:
@@ -249,6 +254,7 @@ class _Asked:
                     tasks[name].add(self.choices[j].task)
                     for index, rate in rows.items():
                         served[index] += rate
+                        shares[index][self.choices[j].key] += rate / self.rates[index]
         able = np.isin(np.arange(len(self.classes)), self.pairs_of_class)
         missing = np.maximum(0.0, self.rates - served)
         unserved = {self.classes[i].task for i in np.flatnonzero(able & (missing > MISSING * self.rates))}
@@ -264,6 +270,8 @@ class _Asked:
             tasks,
             tuple(sorted(unserved)),
             tuple(sorted(hopeless)),
+            self.classes,
+            tuple(dict(each) for each in shares),
         )
 
 

@@ -1,4 +1,4 @@
-"""The three files of a simulation, as CSV with a header: arrivals, profiles, fleet; and placements.
+"""The three files of a simulation, as CSV with a header: arrivals, profiles, fleet; placements; and demands to quote.
 
 Columns may stand in any order. Of rows that say the same thing (a variant on a group with a batch size; a group) the
 last one counts. Whatever cannot be read is a :class:`~modelless.errors.ConfigurationError` that names the file, the
@@ -27,6 +27,8 @@ PROFILES = (
 )  # fmt: skip
 FLEET = ("group", "workers", "memory_mb", "price_per_hour")
 PLACEMENT = ("worker", "variant")
+DEMAND = ("task", "latency_ms_max", "accuracy_min", "rate", "prefer", "on_miss", "burst")
+DEMAND_NEEDED = ("task", "rate")
 Choice = TypeVar("Choice", bound=str)
 _TERMS_KEPT_MAX = 100_000
 """Arrivals mostly repeat what they ask for: it is parsed once, but for files in which it is always new."""
@@ -59,6 +61,15 @@ class Terms(NamedTuple):
     on_miss: OnMiss
     prefer: Prefer
     topic: str
+
+
+class Wanted(NamedTuple):
+    """A class of queries."""
+
+    terms: Terms
+    rows_per_s: float
+    burst: float
+    """Variance of the rows that come in some time, over their mean."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -178,6 +189,25 @@ def read_placement(path: Path, fleet: Sequence[GroupSpec], portfolio: Portfolio)
                 )
                 raise Cell(path, line, "variant").wrong(variant, expected)
             loaded.append(variant)
+    return found
+
+
+def read_demand(path: Path) -> list[Wanted]:
+    """What is asked for, a class a line. Cells may be empty, or their columns missing, but for task and rate."""
+    found = []
+    with _table(path, DEMAND, DEMAND_NEEDED) as (columns, rows):
+        for line, row in rows:
+            cells = {name: row[at] for name, at in columns.items()}
+            raw = [cells.get(name, "") for name in ("task", "latency_ms_max", "accuracy_min", "on_miss", "prefer")]
+            terms = read_terms((*raw, ""), lambda column, line=line: Cell(path, line, column))  # type: ignore[misc]
+            rate, burst = Cell(path, line, "rate"), Cell(path, line, "burst")
+            found.append(
+                Wanted(
+                    terms,
+                    _number(rate, cells["rate"], "rows a second, 0 or more"),
+                    _number(burst, cells["burst"], "variance over mean, 0 or more") if cells.get("burst") else 1.0,
+                )
+            )
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,16 +29,32 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def plan(
-        config: options.ConfigFile = None,
+        demand: Annotated[
+            Path | None, typer.Option(metavar="CSV", help="Quote this demand instead, and do nothing; columns above.")
+        ] = None,
+        profiles: Annotated[
+            Path | None, typer.Option(metavar="CSV", help="With --fleet: quote for these variants, without a system.")
+        ] = None,
+        fleet: Annotated[
+            Path | None, typer.Option(metavar="CSV", help="With --profiles: groups, with the most workers of each.")
+        ] = None,
         follow: Annotated[bool, typer.Option("--follow", help="Keep showing, every second, until Ctrl-C.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+        config: options.ConfigFile = None,
     ) -> None:
-        """Show the present plan and why: workers by group, what each has loaded, the demand that it is made for.
+        """Show the present plan and why; or quote what a demand would cost.
 
-        The leading broker makes it anew every half second and writes it when it changes. A group's number of workers is
-        the planner's to choose where the group has `workers_max`.
+        **The present plan**: workers by group, what each has loaded, the demand that it is made for. The leading broker
+        makes it anew every half second and writes it when it changes. A group's number of workers is the planner's to
+        choose where the group has `workers_max`. Exit status 1 when there is no plan.
 
-        Exit status 1 when there is no plan.
+        **A quote** (`--demand`) says how many workers of each group would serve a demand, which variants, and what that
+        costs, as the planner would have it: with head-room for bursts, within the groups' `workers_max`. The file is
+        CSV with the columns `task,latency_ms_max,accuracy_min,rate,prefer,on_miss,burst`, of which `task` and `rate`
+        (rows a second) are needed; `burst` is the variance of the rows that come in some time over their mean, 1 if
+        they come independently of each other. Variants are those of the running system and groups those of the
+        configuration, or with `--profiles` and `--fleet` those of files as `modelless simulate` reads them. Exit status
+        1 when something cannot be served, and then it says what keeps it from that.
 
         **Examples**
 
@@ -46,10 +63,38 @@ def register(app: typer.Typer) -> None:
         `modelless plan --follow` — live
 
         `modelless plan --json | jq .groups` — for scripts
+
+        `modelless plan --demand examples/plan/demand.csv --profiles examples/simulate/profiles.csv
+        --fleet examples/simulate/fleet.csv` — without a system
         """
         from modelless.config import load_config
+        from modelless.errors import InvalidArgumentError
 
-        raise typer.Exit(asyncio.run(_show(load_config(config), follow=follow, as_json=as_json)))
+        if demand is None and (profiles, fleet) != (None, None):
+            raise InvalidArgumentError("--profiles and --fleet are for a quote: give --demand too")
+        if demand is not None and follow:
+            raise InvalidArgumentError("--follow is for the present plan; a quote is made once")
+        loaded = load_config(config)
+        if demand is not None:
+            raise typer.Exit(asyncio.run(_quote(loaded, demand, profiles, fleet, as_json=as_json)))
+        raise typer.Exit(asyncio.run(_show(loaded, follow=follow, as_json=as_json)))
+
+
+async def _quote(config: Config, demand: Path, profiles: Path | None, fleet: Path | None, *, as_json: bool) -> int:
+    from broker.quote import quote
+    from modelless.commands import quotes
+    from modelless.commands.models import wide_console
+
+    asked = quotes.read(demand)
+    choices, limits = await quotes.available(config, profiles, fleet)
+    found = quote(asked, choices, limits, config.broker.accuracy_slack)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(quotes.plain(found), indent=2))
+    else:
+        wide_console().print(quotes.render(found))
+    return 0 if found.is_served else 1
 
 
 @dataclass(frozen=True, slots=True)
