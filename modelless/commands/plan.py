@@ -38,11 +38,29 @@ def register(app: typer.Typer) -> None:
         fleet: Annotated[
             Path | None, typer.Option(metavar="CSV", help="With --profiles: groups, with the most workers of each.")
         ] = None,
+        watch: Annotated[
+            str | None,
+            typer.Option(
+                metavar="TOPIC", help="Quote for what is written to this topic meanwhile; reads, and no more."
+            ),
+        ] = None,
+        task: Annotated[
+            str | None, typer.Option(help="With --watch: what a record that is no query stands for.")
+        ] = None,
+        latency_ms: Annotated[float | None, typer.Option(help="Likewise, its latency.")] = None,
+        accuracy: Annotated[
+            float | None, typer.Option(help="Likewise, its least accuracy; default: the task's.")
+        ] = None,
+        prefer: options.Prefer = "cost",
+        on_miss: options.OnMiss = "reject",
+        seconds: Annotated[
+            float | None, typer.Option(min=1, help="With --watch: end after so long; default: at Ctrl-C.")
+        ] = None,
         follow: Annotated[bool, typer.Option("--follow", help="Keep showing, every second, until Ctrl-C.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
         config: options.ConfigFile = None,
     ) -> None:
-        """Show the present plan and why; or quote what a demand would cost.
+        """Show the present plan and why; or quote what a demand, or an existing topic, would cost.
 
         **The present plan**: workers by group, what each has loaded, the demand that it is made for. The leading broker
         makes it anew every half second and writes it when it changes. A group's number of workers is the planner's to
@@ -56,6 +74,10 @@ def register(app: typer.Typer) -> None:
         configuration, or with `--profiles` and `--fleet` those of files as `modelless simulate` reads them. Exit status
         1 when something cannot be served, and then it says what keeps it from that.
 
+        **A topic** (`--watch`) of whatever program is read from now on, without a consumer group, and quoted for:
+        queries of ours as they ask, any other record as one row of `--task`, with `--latency-ms` and `--accuracy`.
+        Rates are means since it began, until Ctrl-C or for `--seconds`.
+
         **Examples**
 
         `modelless plan` — once
@@ -66,15 +88,34 @@ def register(app: typer.Typer) -> None:
 
         `modelless plan --demand examples/plan/demand.csv --profiles examples/simulate/profiles.csv
         --fleet examples/simulate/fleet.csv` — without a system
+
+        `modelless plan --watch orders --task fraud --latency-ms 100` — what would it cost to answer each order?
         """
         from modelless.config import load_config
         from modelless.errors import InvalidArgumentError
+        from modelless.messages import ON_MISS, PREFERENCES
 
-        if demand is None and (profiles, fleet) != (None, None):
-            raise InvalidArgumentError("--profiles and --fleet are for a quote: give --demand too")
-        if demand is not None and follow:
-            raise InvalidArgumentError("--follow is for the present plan; a quote is made once")
+        if demand is None and watch is None and (profiles, fleet) != (None, None):
+            raise InvalidArgumentError("--profiles and --fleet are for a quote: give --demand or --watch too")
+        if sum((demand is not None, watch is not None, follow)) > 1:
+            raise InvalidArgumentError("give one of --demand, --watch and --follow; --follow is for the present plan")
+        if watch is None and (task, latency_ms, accuracy, seconds) != (None,) * 4:
+            raise InvalidArgumentError("--task, --latency-ms, --accuracy and --seconds are for --watch")
+        if task is None and (latency_ms, accuracy) != (None, None):
+            raise InvalidArgumentError(
+                "--latency-ms and --accuracy are of records that are no queries: give --task too"
+            )
+        if prefer not in PREFERENCES or on_miss not in ON_MISS:
+            raise InvalidArgumentError(
+                f"--prefer is one of {', '.join(PREFERENCES)}; --on-miss of {', '.join(ON_MISS)}"
+            )
         loaded = load_config(config)
+        if watch is not None:
+            from modelless.commands.quotes import Foreign, watching
+
+            foreign = None if task is None else Foreign(task, latency_ms, accuracy, prefer, on_miss)
+            ended = watching(loaded, watch, foreign, profiles, fleet, seconds, as_json=as_json)
+            raise typer.Exit(asyncio.run(ended))
         if demand is not None:
             raise typer.Exit(asyncio.run(_quote(loaded, demand, profiles, fleet, as_json=as_json)))
         raise typer.Exit(asyncio.run(_show(loaded, follow=follow, as_json=as_json)))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from modelless.errors import InvalidArgumentError
+import typer
+
+from modelless.errors import DecodeError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
+    from aiokafka.structs import ConsumerRecord
     from rich.console import Group
 
     from modelless.config import Config
@@ -137,8 +143,8 @@ def render(quote: Any) -> Group:
     from rich.text import Text
 
     classes = Table(box=box.SIMPLE)
-    for heading in ("task", "latency ms", "accuracy", "prefer", "on miss", "rows/s", "served", "by"):
-        classes.add_column(heading, justify="right" if heading in ("rows/s", "served") else "left")
+    for heading in ("task", "latency ms", "accuracy", "prefer", "on miss", "rows/s", "burst", "served", "by"):
+        classes.add_column(heading, justify="right" if heading in ("rows/s", "burst", "served") else "left")
     for each in quote.classes:
         asked = each.asked
         classes.add_row(
@@ -148,6 +154,7 @@ def render(quote: Any) -> Group:
             asked.prefer,
             asked.on_miss,
             f"{asked.rows_per_s:,.4g}",
+            f"{asked.burst:,.3g}",
             Text(f"{each.served:.1%}", "green" if each.why_not is None else "red"),
             _by(each),
         )
@@ -197,3 +204,142 @@ def _by(each: Any) -> str:
     shown = [f"{variant}@{group} {share:.0%}" for (variant, group), share in ranked if share > 5e-4]
     more = f" and {len(shown) - LISTED_MAX} more" if len(shown) > LISTED_MAX else ""
     return ", ".join(shown[:LISTED_MAX]) + more
+
+
+# --- a topic ----------------------------------------------------------------------------------------------------------
+
+CONNECT_TIMEOUT_S = 15.0
+LOOK_S = 1.0
+"""So often a quote is made anew."""
+
+
+class Foreign(NamedTuple):
+    """What a record that is no query of ours stands for."""
+
+    task: str
+    latency_ms: float | None
+    accuracy_min: float | None
+    prefer: str
+    on_miss: str
+
+
+async def watching(
+    config: Config,
+    topic: str,
+    foreign: Foreign | None,
+    profiles: Path | None,
+    fleet: Path | None,
+    seconds: float | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Follow a topic from its end, and show what it would cost, until Ctrl-C or for so long; the exit status.
+
+    Raises:
+        NotFoundError: there is no such topic.
+        UnavailableError: Kafka does not answer.
+    """
+    from time import time
+
+    from rich.live import Live
+
+    from broker.quote import Asked, quote
+    from broker.watching import Watch
+    from modelless.commands.models import wide_console
+    from modelless.tables import Follower
+
+    ends = await _ends(config, topic)
+    choices, limits = await available(config, profiles, fleet)
+    latency_ms = config.broker.latency_ms_default
+    stands_for = None
+    if foreign is not None:
+        stands_for = Asked(foreign.task, 0.0, foreign.latency_ms or latency_ms, *foreign[2:])  # type: ignore[arg-type]
+    began_ms = time() * 1000
+    watch = Watch(began_ms, stands_for, latency_ms)
+
+    def on_record(record: ConsumerRecord) -> None:
+        _count(watch, record, time() * 1000)
+
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    follower = Follower(config, [topic], on_record, positions=ends)
+    await follower.start()
+    console = wide_console()
+    found = quote((), choices, limits)
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while not stop.is_set() and (seconds is None or time() * 1000 < began_ms + seconds * 1000):
+                await _within(stop, LOOK_S)
+                now_ms = time() * 1000
+                asked = watch.asked(now_ms)
+                found = await asyncio.to_thread(quote, asked, choices, limits, config.broker.accuracy_slack)
+                if console.is_terminal and not as_json:
+                    live.update(_watched(topic, watch, found, now_ms - began_ms), refresh=True)
+    finally:
+        await follower.stop()
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"topic": topic, "records": watch.counted()} | plain(found), indent=2))
+    else:
+        console.print(_watched(topic, watch, found, time() * 1000 - began_ms))
+    return 0 if found.is_served else 1
+
+
+async def _ends(config: Config, topic: str) -> dict[Any, int]:
+    """Where each partition of it ends now."""
+    from aiokafka import TopicPartition
+    from aiokafka.errors import KafkaError
+
+    from modelless.kafka import make_consumer, stop_within
+    from modelless.topic_settings import unreachable
+
+    consumer = make_consumer(config)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await consumer.start()
+            names = await consumer.topics()
+            if topic not in names:
+                close = get_close_matches(topic, names, 1, 0.5)
+                raise NotFoundError(f"there is no topic {topic!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            numbers = consumer.partitions_for_topic(topic) or ()
+            ends: dict[Any, int] = await consumer.end_offsets([TopicPartition(topic, number) for number in numbers])
+            return ends
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise unreachable(config, error) from None
+    finally:
+        await stop_within(consumer)
+
+
+def _count(watch: Any, record: ConsumerRecord, now_ms: float) -> None:
+    from modelless.codec import decode_query
+    from modelless.headers import read_headers
+
+    try:
+        query, _ = decode_query(record.value, read_headers(record.headers))
+    except DecodeError:
+        watch.foreign(float(record.timestamp), now_ms)
+    else:
+        watch.query(query, float(record.timestamp), now_ms)
+
+
+async def _within(stop: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+def _watched(topic: str, watch: Any, found: Any, passed_ms: float) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    rate = sum(each.asked.rows_per_s for each in found.classes)
+    head = f"{topic}, {passed_ms / 1000:.0f} s: {watch.queries:,} queries, {watch.others:,} other records"
+    lines = [Text(f"{head}; {rate:,.4g} rows a second are quoted for", "bold")]
+    if watch.named:
+        lines.append(Text(f"{watch.named:,} queries name a model or a variant: a quote covers tasks only", "yellow"))
+    if watch.others and not any(each.asked.task for each in found.classes):
+        lines.append(Text("other records are not quoted for: say with --task what a row of them would be", "yellow"))
+    return Group(*lines, render(found))

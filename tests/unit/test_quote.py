@@ -173,9 +173,12 @@ def test_the_example_is_served_and_something_impossible_is_not(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (EXAMPLE, "give --demand too"),
+        (EXAMPLE, "give --demand or --watch too"),
         (("--demand", "examples/plan/demand.csv", *EXAMPLE[:2]), "give both --profiles and --fleet"),
         (("--demand", "examples/plan/demand.csv", "--follow"), "--follow is for the present plan"),
+        (("--seconds", "3"), "are for --watch"),
+        (("--watch", "orders", "--latency-ms", "3"), "give --task too"),
+        (("--watch", "orders", "--task", "t", "--prefer", "speed"), "--prefer is one of cost"),
     ],
 )
 def test_options_that_do_not_go_together_say_so(
