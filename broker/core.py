@@ -36,6 +36,7 @@ from broker.groups import Group
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
 from broker.prices import Prices
+from broker.quotas import Bucket, Quotas
 from broker.ranking import Teams
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
@@ -113,6 +114,7 @@ class Core:
         attempts_max: int = 3,
         hedge_share_max: float = 0.01,
         topic_weights: Mapping[str, float] | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self.catalog = Catalog()
         self.ledger = Ledger(self._withdraw)
@@ -121,6 +123,7 @@ class Core:
         self.conditions = Conditions()
         self.counts = Counts()
         self.meter = Meter()
+        self.quotas = quotas or Quotas()
         self._prices = Prices()
         self._selector = Selector(accuracy_slack, self._prices)
         self._attempts_max = attempts_max
@@ -218,6 +221,7 @@ class Core:
         for _, _, entry in self._parked:
             entry.place = None
         self._parked.clear()
+        self.quotas.drop()
 
     # --- workers --------------------------------------------------------------------------------------------------
 
@@ -328,7 +332,8 @@ class Core:
         """When ``poll`` has something to do without a further event; inf for never."""
         if self._wake_ms is None:
             groups_ms = [group.wake_ms(self._polled_ms) for group in self.groups.values()]
-            self._wake_ms = min([self._parked_ms, self._stragglers.wake_ms, *groups_ms])
+            quotas_ms = self.quotas.wake_ms(self._polled_ms)
+            self._wake_ms = min([self._parked_ms, self._stragglers.wake_ms, quotas_ms, *groups_ms])
         return self._wake_ms
 
     @property
@@ -349,6 +354,8 @@ class Core:
         if self._fairness.several:
             self._order_by_shares(now_ms)
         self._expire(now_ms)
+        for entry in self.quotas.released(now_ms):
+            self._place(entry, now_ms, first=True)
         self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
         for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
             self._hedge(hedge, now_ms)
@@ -361,7 +368,8 @@ class Core:
         self._announce_demand(now_ms)
         self._changed()
         if not self._shadows:
-            self._due_ms = min([self._rank_ms, self._parked_ms, *[group.due_ms for group in self.groups.values()]])
+            groups_ms = [group.due_ms for group in self.groups.values()]
+            self._due_ms = min([self._rank_ms, self._parked_ms, self.quotas.wake_ms(now_ms), *groups_ms])
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
@@ -369,7 +377,7 @@ class Core:
         """(entries, predicted ms of work, earliest deadline) of what waits, of one group or of all."""
         groups = [each for each in self.groups.values() if group is None or each.name == group]
         entries = sum([len(queue) for each in groups for queue in each.queues.values()])
-        entries += len(self._parked) if group is None else 0
+        entries += len(self._parked) + self.quotas.held if group is None else 0
         return entries, sum([each.backlog_ms for each in groups]), min([each.head_ms for each in groups], default=NEVER)
 
     def wants(self, now_ms: float) -> dict[str, float]:
@@ -418,6 +426,9 @@ class Core:
         target = self.catalog.resolve(entry.query)
         if target is None:
             return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
+        bucket = None if entry.within_quota else self.quotas.of(entry)
+        if bucket is not None and (wait_ms := bucket.wait_ms(now_ms)):
+            return self._over_quota(entry, bucket, wait_ms)
         if not len(target.ranking):
             return self._park(entry)
         floor = entry.accuracy_floor = self._selector.accuracy_floor(entry, target)
@@ -441,7 +452,9 @@ class Core:
             self._explain(entry, target, choice, now_ms)
         match choice:
             case Chosen(candidate=candidate, missed=missed):
-                entry.missed = missed
+                entry.missed, entry.within_quota = missed, True
+                if bucket is not None:
+                    bucket.take(candidate.row_ms * entry.rows * candidate.price_per_ms, now_ms)
                 self._enqueue(entry, candidate, target, now_ms)
                 if alike is not None:
                     alike.gave(candidate.group, candidate.row_ms * entry.rows)
@@ -454,6 +467,17 @@ class Core:
             case Parked():
                 self._park(entry)
         return None
+
+    def _over_quota(self, entry: Entry, bucket: Bucket, wait_ms: float) -> None:
+        """Its tenant has used up what it may for now; who has no deadline waits."""
+        if entry.latency_deadline_ms is not None:
+            self.statistics.shed[Shed(_asked(entry), bucket.tenant, "quota")] += 1
+            words = f"{bucket.tenant} has used up its quota of {bucket.usd_per_hour:g} USD an hour for the moment"
+            self._reply(entry, "RESOURCE_EXHAUSTED", words, wait_ms)
+        elif self._parks:
+            bucket.held[entry.record] = entry
+            entry.place = bucket
+            self._changed()
 
     def _explain(self, entry: Entry, target: Target, choice: Choice, now_ms: float) -> None:
         """Why this choice, as a header of whatever reply it comes to."""
@@ -521,6 +545,9 @@ class Core:
             entry.place.remove(entry)
         elif entry.place is self._parked:
             self._parked.remove((*entry.sort_key, entry))
+            entry.place = None
+        elif isinstance(entry.place, Bucket):
+            del entry.place.held[entry.record]
             entry.place = None
 
     def _again(self, sent: Sent, entry: Entry, now_ms: float, *, attempted: bool) -> None:

@@ -13,7 +13,7 @@ topics and partitions that exist.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,6 +62,7 @@ class Intake:
 
     Args:
         reply_partitions: how many partitions a topic has, 0 when it does not exist.
+        tenant_topics: whose queries may name a tenant.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Intake:
         *,
         latency_ms_default: float,
         request_bytes_max: int,
+        tenant_topics: Collection[str] = (),
     ) -> None:
         self._offline = topics.offline
         self._replies = topics.replies
@@ -80,6 +82,7 @@ class Intake:
         self._reply_partitions = reply_partitions
         self._latency_ms_default = latency_ms_default
         self._request_bytes_max = request_bytes_max
+        self._tenant_topics = frozenset(tenant_topics)
         self._decode = QueryDecoder(bytes_max=request_bytes_max).decode
 
     def read(self, source: Source) -> Entry | Refusal | Dead:
@@ -106,7 +109,7 @@ class Intake:
         bound = self._task_of(source.record.topic)
         if bound is not None and query.task is not None and query.task != bound:
             return Refusal(entry, "INVALID_ARGUMENT", f"this topic serves task {bound!r} only, not {query.task!r}")
-        if query.tenant is not None:
+        if query.tenant is not None and source.record.topic not in self._tenant_topics:
             return Refusal(entry, "PERMISSION_DENIED", "this topic's policy does not allow naming a tenant")
         set_deadlines(entry, self._latency_ms_default, is_offline=entry.record.topic == self._offline)
         return entry

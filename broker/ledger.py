@@ -105,6 +105,8 @@ class Entry:
     """Its topic's, where there are several to be fair to."""
     charged_ms: float = 0.0
     """To the account, while it waits."""
+    within_quota: bool = False
+    """It was charged to its tenant's quota, if there is one."""
     sent_ms: float = 0.0
     sort_key: tuple[float, int] = (0.0, 0)
 

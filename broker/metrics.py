@@ -69,7 +69,7 @@ class BrokerCollector(Collector):
         yield in_time
         shed = CounterMetricFamily(
             "modelless_broker_shed",
-            "Not answered for want of devices: would be late by the load, or by its topic's share; or expired.",
+            "Not answered: would be late by the load, or by its topic's share; expired; or its tenant's quota.",
             labels=["task", "topic", "reason"],
         )
         for each, number in statistics.shed.items():

@@ -31,6 +31,7 @@ from broker.leader import Leader
 from broker.ledger import Entry, Source
 from broker.metrics import Outside, registry
 from broker.outbox import Outbox, Outgoing
+from broker.quotas import Quotas, shares
 from broker.reader import QueryReader
 from broker.rollback import RollBack
 from broker.statistics import Statistics
@@ -76,6 +77,7 @@ class Broker:
             attempts_max=config.broker.attempts_max,
             topic_weights=config.broker.topic_weights,
             hedge_share_max=config.broker.hedge_share_max,
+            quotas=Quotas(config.broker.quotas, config.broker.quota_burst_s),
         )
         self._outbox = Outbox(config)
         self._partitions: dict[str, int] = {}
@@ -86,6 +88,7 @@ class Broker:
             lambda topic: self._partitions.get(topic, 0),
             latency_ms_default=config.broker.latency_ms_default,
             request_bytes_max=config.kafka.request_bytes_max,
+            tenant_topics=config.broker.tenant_topics,
         )
         self._reader = QueryReader(config, self._core.ledger, self, f"{self._topics.prefix}.brokers", name)
         self._leader = Leader(
@@ -461,6 +464,9 @@ class Broker:
         while True:
             await asyncio.sleep(JUDGE_INTERVAL_S)
             self._core.judge(self._clock.now_ms())
+            if quotas := self._core.quotas:
+                owned, tenant_topics = self._core.ledger.owned(), self._config.broker.tenant_topics
+                quotas.put_shares(shares(quotas.tenants, owned, self._partitions, tenant_topics))
 
     def _outside(self) -> Outside:
         return Outside(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-ShedReason = Literal["load", "share", "expired"]
+ShedReason = Literal["load", "share", "expired", "quota"]
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -36,11 +36,12 @@ class Shed(NamedTuple):
     """Which queries were not answered for want of devices, and why.
 
     ``load``: they would have been late; ``share``: so they would, since their topic is ahead of its share;
-    ``expired``: their deadline passed while they waited.
+    ``expired``: their deadline passed while they waited; ``quota``: their tenant has used up what it may.
     """
 
     task: str
     topic: str
+    """Where it is the quota, the tenant: a topic, or the name that its queries give."""
     reason: ShedReason
 
 

@@ -94,6 +94,8 @@ class Ask(TypedDict, total=False):
     """What to be best at among all that meets the constraints; default ``cost``."""
     on_miss: OnMiss
     """What to do when they cannot be met: ``reject`` (default), ``late``, ``degrade``."""
+    tenant: str | None
+    """Whom it is counted for, where the topic's policy allows naming that (``broker.tenant_topics``)."""
     metadata: Mapping[str, str]
     """Echoed in the reply."""
     key: str | bytes | None

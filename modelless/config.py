@@ -61,6 +61,11 @@ class BrokerConfig(_Section):
     topic_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         {}, description="Of query topics that compete for devices: the parts of their time that they get; else 1."
     )
+    tenant_topics: tuple[str, ...] = Field((), description="Query topics whose queries may name a tenant.")
+    quotas: dict[Annotated[str, Field(pattern=r"^\S{1,256}$")], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = (
+        Field({}, description="USD per hour that a tenant (a query topic, or the name in queries) may use; else any.")
+    )
+    quota_burst_s: float = Field(10, gt=0, description="A quota that was not used is kept for so long.")
     reply_topics_allowed: tuple[str, ...] = Field(
         (), description="Reply topics besides <prefix>.replies and <prefix>.replies.*; a trailing * is a prefix."
     )

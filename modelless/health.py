@@ -162,9 +162,13 @@ def overloads(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[st
     grown = {name: number - before.get(name, 0.0) for name, number in now.items()}
     asked = {name.removeprefix(ASKED): number for name, number in grown.items() if name.startswith(ASKED)}
     shed: dict[str, list[tuple[float, str]]] = {}
+    quotas: dict[str, float] = {}
     for name, number in grown.items():
         if name.startswith(SHED) and number > 0:
             reason, topic, task = name.removeprefix(SHED).split(" ", 2)
+            if reason == "quota":
+                quotas[topic] = quotas.get(topic, 0.0) + number
+                continue
             shed.setdefault(task, []).append((number, f"of {topic} {SHED_WORDS[reason]}"))
     found = []
     for task, parts in sorted(shed.items()):
@@ -176,6 +180,10 @@ def overloads(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[st
                 f"{task} is overloaded, {share:.0%} of its queries are shed ({why}): "
                 "add workers, or allow more latency or less accuracy (`on_miss`)"
             )
+    found += [
+        f"{tenant} has used up its quota, {number:,.0f} of its queries were refused: raise it in broker.quotas, or wait"
+        for tenant, number in sorted(quotas.items())
+    ]
     return tuple(found)
 
 

@@ -44,6 +44,7 @@ PURE = frozenset(
         "broker.planner",
         "broker.prices",
         "broker.profiles",
+        "broker.quotas",
         "broker.ranking",
         "broker.selector",
         "broker.shadows",

@@ -1,4 +1,4 @@
-"""Who used what, on a real Kafka with real processes: it sums up to the bill, also when the leader is killed."""
+"""Who used what and who may, on a real Kafka with processes: it sums up to the bill, also when leaders are killed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from emulated_system import command, running, start, write_configuration, write_
 from modelless import Client, register
 from modelless.config import Config, load_config
 from modelless.embedded import EmbeddedKafka
+from modelless.errors import ResourceExhaustedError
 from modelless.messages import Usage
 from modelless.topic_settings import create_missing
 from modelless.usage import read
@@ -78,3 +79,46 @@ async def test_usage_sums_up_to_the_bill_also_when_the_leader_is_killed(kafka: E
     assert b"modelless.queries" not in shown, "the prefix is another one"
     assert f"{config.kafka.topic_prefix}.queries".encode() in shown
     assert b"all" in shown
+
+
+async def test_a_tenant_beyond_its_quota_is_told_when_to_come_back(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    """Each query takes 20 ms; a quota of ten a second, with a burst of a second, for one of two tenants of a topic."""
+    file = write_configuration(tmp_path, kafka.bootstrap_servers, "price_per_hour = 3.6")
+    prefix = load_config(file).kafka.topic_prefix
+    rows_per_second = 9.5
+    quota = 3.6 * 0.02 * rows_per_second
+    with file.open("a") as more:
+        more.write("[broker]\nquota_burst_s = 1\nusage_period_s = 1\n")
+        more.write(f'tenant_topics = ["{prefix}.queries", "{prefix}.queries.t"]\n')
+        more.write(f'quotas = {{ "shop" = {quota} }}\n')
+    config = load_config(file)
+    await create_missing(config)
+    async with running(file, "worker", "--group", "emulated"), running(file, "broker", "--name", "broker-0"):
+        await register(config, write_specification(tmp_path, "m", "t", 20.0, rows=1), timeout_s=60)
+        async with Client(config.kafka.servers, topic_prefix=prefix) as client:
+
+            async def infer(tenant: str) -> float | None:
+                """None when it was answered, else when to come back, ms."""
+                try:
+                    await client.infer(INPUTS, task="t", latency_ms_max=30_000, tenant=tenant)
+                except ResourceExhaustedError as error:
+                    assert "shop has used up its quota" in error.message
+                    return error.retry_after_ms
+                return None
+
+            assert await infer("shop") is None
+            outcomes = await asyncio.gather(*(infer("shop") for _ in range(40)), *(infer("other") for _ in range(40)))
+            shop, others = outcomes[:40], outcomes[40:]
+            waits_ms = [wait_ms for wait_ms in shop if wait_ms is not None]
+            assert others == [None] * 40
+            assert 8 <= shop.count(None) <= 30, "ten at once, and ten a second while they were read"
+            assert waits_ms
+            assert max(waits_ms) <= 1000
+            await asyncio.sleep(max(waits_ms) / 1000 + 0.2)
+            assert await infer("shop") is None
+        usages = await until_counted(config, 42 + shop.count(None))
+    queries = defaultdict[str, int](int)
+    for each in usages:
+        queries[each.tenant] += each.queries
+    assert queries["shop"] == 2 + shop.count(None)
+    assert queries["other"] == 40

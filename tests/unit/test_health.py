@@ -128,3 +128,9 @@ def test_an_overload_names_task_share_topic_and_reason() -> None:
     assert said.startswith("digits is overloaded, 40% of its queries are shed (30% of q.a would have been late, since ")
     assert "; 10% of q would have been late)" in said
     assert overloads(now, now) == ()
+
+
+def test_a_quota_that_is_used_up_is_no_overload() -> None:
+    now = {"asked.digits": 100.0, "shed.quota shop digits": 30.0, "shed.quota shop faces": 5.0}
+    (said,) = overloads({}, now)
+    assert said.startswith("shop has used up its quota, 35 of its queries were refused")

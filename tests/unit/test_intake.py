@@ -187,6 +187,22 @@ def test_naming_a_tenant_is_not_allowed() -> None:
     assert refusal.status == "PERMISSION_DENIED"
 
 
+def test_naming_a_tenant_is_allowed_where_the_configuration_says_so() -> None:
+    intake = Intake(
+        TOPICS,
+        ReplyTopicRule(TOPICS),
+        lambda _: 1,
+        latency_ms_default=30_000,
+        request_bytes_max=1 << 20,
+        tenant_topics=["gateway"],
+    )
+    value = pack({**BODY, "tenant": "somebody"})
+    allowed, denied = intake.read(source(value, topic="gateway")), intake.read(source(value))
+    assert isinstance(allowed, Entry)
+    assert allowed.query.tenant == "somebody"
+    assert isinstance(denied, Refusal)
+
+
 @given(mutations(pack(BODY)))
 def test_whatever_arrives_has_exactly_one_outcome(value: bytes) -> None:
     record: Source = source(value)
