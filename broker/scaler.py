@@ -119,6 +119,8 @@ class _Order:
     """Who is to go once it can be spared, and since when."""
     leaving: set[str] = field(default_factory=set)
     """Who was told to go."""
+    here: int = 0
+    """Workers that are there, and not told to go."""
     since_ms: dict[str, float] = field(default_factory=dict)
     """By worker, when it was first seen."""
     raised_ms: float = -inf
@@ -253,16 +255,17 @@ class Scaler:
         order.since_ms = {name: order.since_ms.get(name, now_ms) for name in names}
         order.leaving &= names
         order.departing = {name: ms for name, ms in order.departing.items() if name in names - order.leaving}
+        order.here = len(order.staying(group))
         if group.is_fixed:
-            order.workers = len(order.staying(group))
+            order.workers = order.here
             return
         order.workers = min(max(order.workers, scaling.workers_min), scaling.workers_max)
-        is_awaited = order.workers > len(order.staying(group))
+        is_awaited = order.workers > order.here
         if not is_awaited or came or order.awaited_ms is None:
             order.awaited_ms = now_ms if is_awaited else None
-        overdue_ms = START_PATIENCE * scaling.start_ms + 10_000.0
+        overdue_ms = (1.0 if scaling.failing else START_PATIENCE) * scaling.start_ms + 10_000.0
         is_late = order.awaited_ms is not None and now_ms - order.awaited_ms > overdue_ms
-        if is_awaited and (scaling.failing or is_late) and now_ms >= order.barred_until_ms:
+        if is_late and now_ms >= order.barred_until_ms:
             order.barred_until_ms, order.awaited_ms = now_ms + BARRED_MS, now_ms
             order.why_barred = scaling.failing or f"workers do not come within {overdue_ms / 1000:.0f} s"
 
@@ -273,7 +276,7 @@ class Scaler:
             tuple((choice.key, choice.p50_ms) for choice in choices),
             tuple(
                 (g.name, replace(g.scaling, backlog_ms=0.0, oldest_ms=0.0, start_ms=0.0), bool(g.unmeasured),
-                 len(self._orders[g.name].staying(g)), now_ms < self._orders[g.name].barred_until_ms)
+                 self._orders[g.name].here, now_ms < self._orders[g.name].barred_until_ms)
                 for g in groups
             ),
         )  # fmt: skip
@@ -293,9 +296,9 @@ class Scaler:
         before, orders = self._stress, self._orders
         if any(orders[g.name].awaited_ms is not None for g in groups if now_ms >= orders[g.name].barred_until_ms):
             return False
-        workers = sum(len(orders[group.name].staying(group)) for group in groups)
+        workers = sum(orders[group.name].here for group in groups)
         for group in groups:
-            here, scaling = len(orders[group.name].staying(group)), group.scaling
+            here, scaling = orders[group.name].here, group.scaling
             if here and scaling.backlog_ms > here * latency_ms and scaling.oldest_ms > latency_ms:
                 self._stress = max(self._stress, 1 + scaling.backlog_ms / (DRAIN_MS * max(1, workers)))
         self._stress = min(self._stress, STRESS_MAX)
@@ -325,7 +328,7 @@ class Scaler:
     def _floor(self, of: Limits, now_ms: float) -> int:
         """Those that are there or on the way, but for what does not come."""
         order = self._orders[of.name]
-        ordered = order.workers if now_ms >= order.barred_until_ms else 0
+        ordered = order.workers if now_ms >= order.barred_until_ms else min(order.workers, order.here)
         return min(of.workers_max, max(of.workers_min, ordered))
 
     def _is_settled(self, order: _Order, now_ms: float) -> bool:
@@ -338,7 +341,7 @@ class Scaler:
         """What the most of late needs, of those that are there; or fewer of others, once they are there."""
         held = self._demand.held(self._stress)
         ordered = {of.name: self._orders[of.name].workers for of in limits}
-        here = {group.name: len(self._orders[group.name].staying(group)) for group in groups}
+        here = {group.name: self._orders[group.name].here for group in groups}
         most = [replace(of, workers_max=max(of.workers_min, min(ordered[of.name], here.get(of.name, ordered[of.name]))))
                 for of in limits]  # fmt: skip
         trimmed = self._size(held, choices, most, self._options)
