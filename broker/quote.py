@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from broker.placement_model import INF, Choice, Demand, Key, row_ms
+from broker.planner import choice_of
 from broker.sizing import DEFAULT, MISSING, Limits, Options, Sizing, size
 from broker.worth import answering, item
 from modelless.messages import Correction, Labels, ModelVersion, OnMiss, Prefer, Profile, split_variant
@@ -196,21 +197,8 @@ def choices_of(
         if profile.digest == models[key].digest and profile.is_usable
     ]
     default, _ = answering(models.values(), {model.key for _, model in usable}, labels, {})
-    found = []
-    for profile, model in usable:
-        if model.key in default:
-            of = item(profile, model, corrections.get(profile.variant))
-            found.append(
-                Choice(
-                    profile.variant,
-                    model.task,
-                    profile.group,
-                    of.point.accuracy,
-                    tuple(batch.batch_size for batch in profile.batches),
-                    tuple(batch.p50_ms for batch in profile.batches),
-                    tuple(batch.p99_ms for batch in profile.batches),
-                    profile.memory_bytes / 2**20,
-                    profile.load_ms,
-                )
-            )
-    return found
+    return [
+        choice_of(item(profile, model, corrections.get(profile.variant)), profile)
+        for profile, model in usable
+        if model.key in default
+    ]

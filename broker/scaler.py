@@ -119,6 +119,10 @@ class _Order:
     """Who is to go once it can be spared, and since when."""
     leaving: set[str] = field(default_factory=set)
     """Who was told to go."""
+    is_inherited: bool = False
+    """It was there before us, so that we do not know who asked for it."""
+    here: int = 0
+    """Workers that are there, and not told to go."""
     since_ms: dict[str, float] = field(default_factory=dict)
     """By worker, when it was first seen."""
     raised_ms: float = -inf
@@ -157,6 +161,7 @@ class Scaler:
         self._solved_for: dict[str, float] = {}
         self._solve_ms = -inf
         self._mix_ms = -inf
+        self._prices: Mapping[str, float] = {}
         self._began_ms = inf
         self._stress = 1.0
         self._stressed_ms = 0.0
@@ -166,7 +171,10 @@ class Scaler:
     def resume(self, fleet: Mapping[str, GroupTarget]) -> None:
         """Go on where another leader ended; what is decided already stays."""
         for name, target in fleet.items():
-            self._orders.setdefault(name, _Order(target.workers, target.reason, leaving=set(target.leaving)))
+            if name not in self._orders:
+                order = _Order(target.workers, target.reason, leaving=set(target.leaving))
+                order.is_inherited = target.workers > 0
+                self._orders[name] = order
 
     def decide(
         self, demands: Sequence[Demand], choices: Sequence[Choice], groups: Sequence[ScaledGroup], now_ms: float
@@ -246,6 +254,7 @@ class Scaler:
         if order is None:
             here = sum(not worker.draining for worker in group.workers)
             order = self._orders[group.name] = _Order(min(max(here, scaling.workers_min), scaling.workers_max))
+            order.is_inherited = here > 0
         if order.raised_ms == -inf:  # seen for the first time: what it is good for we have to learn
             order.raised_ms = now_ms
         names = {worker.name for worker in group.workers}
@@ -253,16 +262,17 @@ class Scaler:
         order.since_ms = {name: order.since_ms.get(name, now_ms) for name in names}
         order.leaving &= names
         order.departing = {name: ms for name, ms in order.departing.items() if name in names - order.leaving}
+        order.here = len(order.staying(group))
         if group.is_fixed:
-            order.workers = len(order.staying(group))
+            order.workers = order.here
             return
         order.workers = min(max(order.workers, scaling.workers_min), scaling.workers_max)
-        is_awaited = order.workers > len(order.staying(group))
+        is_awaited = order.workers > order.here
         if not is_awaited or came or order.awaited_ms is None:
             order.awaited_ms = now_ms if is_awaited else None
-        overdue_ms = START_PATIENCE * scaling.start_ms + 10_000.0
+        overdue_ms = (1.0 if scaling.failing else START_PATIENCE) * scaling.start_ms + 10_000.0
         is_late = order.awaited_ms is not None and now_ms - order.awaited_ms > overdue_ms
-        if is_awaited and (scaling.failing or is_late) and now_ms >= order.barred_until_ms:
+        if is_late and now_ms >= order.barred_until_ms:
             order.barred_until_ms, order.awaited_ms = now_ms + BARRED_MS, now_ms
             order.why_barred = scaling.failing or f"workers do not come within {overdue_ms / 1000:.0f} s"
 
@@ -273,11 +283,14 @@ class Scaler:
             tuple((choice.key, choice.p50_ms) for choice in choices),
             tuple(
                 (g.name, replace(g.scaling, backlog_ms=0.0, oldest_ms=0.0, start_ms=0.0), bool(g.unmeasured),
-                 len(self._orders[g.name].staying(g)), now_ms < self._orders[g.name].barred_until_ms)
+                 self._orders[g.name].here, now_ms < self._orders[g.name].barred_until_ms)
                 for g in groups
             ),
         )  # fmt: skip
         changed, self._solved_by = known != self._solved_by, known
+        prices = {group.name: self._limits(group, now_ms).price_per_hour for group in groups}
+        if prices != self._prices:
+            self._prices, self._mix_ms = prices, -inf
         is_burst = any(
             rate > BURST * self._solved_for.get(task, 0.0) + BURST_ROWS_MIN or task not in self._solved_for
             for task, rate in _rates(demands).items()
@@ -293,9 +306,9 @@ class Scaler:
         before, orders = self._stress, self._orders
         if any(orders[g.name].awaited_ms is not None for g in groups if now_ms >= orders[g.name].barred_until_ms):
             return False
-        workers = sum(len(orders[group.name].staying(group)) for group in groups)
+        workers = sum(orders[group.name].here for group in groups)
         for group in groups:
-            here, scaling = len(orders[group.name].staying(group)), group.scaling
+            here, scaling = orders[group.name].here, group.scaling
             if here and scaling.backlog_ms > here * latency_ms and scaling.oldest_ms > latency_ms:
                 self._stress = max(self._stress, 1 + scaling.backlog_ms / (DRAIN_MS * max(1, workers)))
         self._stress = min(self._stress, STRESS_MAX)
@@ -325,7 +338,7 @@ class Scaler:
     def _floor(self, of: Limits, now_ms: float) -> int:
         """Those that are there or on the way, but for what does not come."""
         order = self._orders[of.name]
-        ordered = order.workers if now_ms >= order.barred_until_ms else 0
+        ordered = order.workers if now_ms >= order.barred_until_ms else min(order.workers, order.here)
         return min(of.workers_max, max(of.workers_min, ordered))
 
     def _is_settled(self, order: _Order, now_ms: float) -> bool:
@@ -338,7 +351,7 @@ class Scaler:
         """What the most of late needs, of those that are there; or fewer of others, once they are there."""
         held = self._demand.held(self._stress)
         ordered = {of.name: self._orders[of.name].workers for of in limits}
-        here = {group.name: len(self._orders[group.name].staying(group)) for group in groups}
+        here = {group.name: self._orders[group.name].here for group in groups}
         most = [replace(of, workers_max=max(of.workers_min, min(ordered[of.name], here.get(of.name, ordered[of.name]))))
                 for of in limits]  # fmt: skip
         trimmed = self._size(held, choices, most, self._options)
@@ -370,8 +383,8 @@ class Scaler:
         if group.is_fixed:
             return Limits(group.name, scaling.memory_mb, 0.0, order.workers, order.workers)
         times = BARRED_PRICE if now_ms < order.barred_until_ms else 1.0
-        is_new = order.workers > 0 and now_ms - self._began_ms < self._idle_ms
-        least = max(scaling.workers_min, 1 if group.unmeasured or is_new else 0)
+        is_unknown = order.is_inherited and now_ms - self._began_ms < self._idle_ms
+        least = max(scaling.workers_min, 1 if group.unmeasured or is_unknown else 0)
         price = times * scaling.price_per_hour
         return Limits(group.name, scaling.memory_mb, price, min(least, scaling.workers_max), scaling.workers_max)
 

@@ -35,7 +35,6 @@ to do without one worker of each group, or with a cheaper one instead.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -87,8 +86,8 @@ class Options:
     """The answer may cost more than the best one by this share."""
     time_limit_s: float = 1.0
     """Of each program with whole numbers; what was found by then counts."""
-    improve_s: float = 1.0
-    """For doing without one worker, or with a cheaper one."""
+    improvements_max: int = 12
+    """Times that it is tried to do without a worker."""
     classes_max: int = 200
     choices_max: int = 200
     """With more, those that the relaxation does not use are left out."""
@@ -335,6 +334,8 @@ class _Flow:
     """Of workers, by pool."""
     bound: float
     """USD an hour."""
+    is_cut: bool = False
+    """It took as long as it may, and perhaps there is something better."""
 
     def workers(self, group: str) -> int:
         return sum(
@@ -446,12 +447,12 @@ class _Model:
             constraints=LinearConstraint(self.matrix, ub=self.ceiling),
             options={"time_limit": options.time_limit_s, "mip_rel_gap": options.gap},
         )
-        return None if done.x is None else self._flow(done.x)
+        return None if done.x is None else self._flow(done.x, is_cut=done.status == 1)
 
-    def _flow(self, x: NDArray[np.float64]) -> _Flow:
+    def _flow(self, x: NDArray[np.float64], *, is_cut: bool = False) -> _Flow:
         count = len(self.pools)
         y = x[self.first_y : self.first_y + self.y_pair.size]
-        return _Flow(self.pools, self.y_pool, self.y_pair, y, x[:count], float(self.cost[:count] @ x[:count]))
+        return _Flow(self.pools, self.y_pool, self.y_pair, y, x[:count], float(self.cost[:count] @ x[:count]), is_cut)
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------
@@ -474,7 +475,7 @@ def _packed_best(asked: _Asked, relaxed: _Flow) -> Sizing:
         used = np.arange(len(asked.choices))
     found = [asked.sizing(_packed(asked, relaxed.of_choices(asked)), relaxed.bound)]
     found.append(asked.sizing(_packed(asked, _cheapest(asked)), relaxed.bound))
-    pools, until_s = asked.pools(), time.monotonic() + options.improve_s
+    pools = asked.pools()
     for _ in range(PACKINGS_MAX):
         flow = _Model(asked, pools, used).solved()
         if flow is None:
@@ -482,20 +483,22 @@ def _packed_best(asked: _Asked, relaxed: _Flow) -> Sizing:
         packed = _packed(asked, flow.of_choices(asked))
         found.append(asked.sizing(packed, relaxed.bound))
         over = {name for name, bins in packed.items() if len(bins) > flow.workers(name)}
-        if (found[-1].serves and not over) or time.monotonic() > until_s:
+        if (found[-1].serves and not over) or flow.is_cut:
             break
         pools = [
             replace(pool, share=pool.share * SHRINK) if pool.group.name in over or not found[-1].serves else pool
             for pool in pools
         ]
     best = min(found, key=lambda each: (round(each.missing, 4), each.usd_per_hour))
-    return _improved(asked, best, used, time.monotonic() + options.improve_s) if best.serves else best
+    return _improved(asked, best, used) if best.serves else best
 
 
-def _improved(asked: _Asked, best: Sizing, used: NDArray[np.int64], until_s: float) -> Sizing:
+def _improved(asked: _Asked, best: Sizing, used: NDArray[np.int64]) -> Sizing:
     """Without one worker of a group, the dearest first, and perhaps with a cheaper one instead, while that serves."""
+    tries = asked.options.improvements_max
     for name in sorted(asked.groups, key=lambda name: -asked.price[name]):
-        while best.workers[name] > asked.groups[name].workers_min and time.monotonic() < until_s:
+        while tries and best.workers[name] > asked.groups[name].workers_min:
+            tries -= 1
             if best.usd_per_hour <= best.bound_usd_per_hour * (1 + asked.options.gap) + EPSILON:
                 return best
             fewer = best.workers[name] - 1

@@ -128,7 +128,7 @@ async def _quote(config: Config, demand: Path, profiles: Path | None, fleet: Pat
 
     asked = quotes.read(demand)
     choices, limits = await quotes.available(config, profiles, fleet)
-    found = quote(asked, choices, limits, config.broker.accuracy_slack)
+    found = quote(asked, choices, limits, config.broker.accuracy_slack, quotes.options_of(config))
     if as_json:
         import json
 

@@ -78,6 +78,13 @@ def limits_of(config: Config) -> list[Any]:
     ]
 
 
+def options_of(config: Config) -> Any:
+    """How much is planned beside the demand, as the leader does."""
+    from broker.sizing import Options
+
+    return Options(utilisation_max=config.planner.utilisation_max, headroom=config.planner.headroom)
+
+
 def read(demand: Path) -> list[Any]:
     """What :func:`broker.quote.quote` takes, from a file. Raises as :func:`from_files`."""
     from broker.quote import Asked
@@ -265,14 +272,15 @@ async def watching(
     follower = Follower(config, [topic], on_record, positions=ends)
     await follower.start()
     console = wide_console()
-    found = quote((), choices, limits)
+    slack, options = config.broker.accuracy_slack, options_of(config)
+    found = quote((), choices, limits, slack, options)
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while not stop.is_set() and (seconds is None or time() * 1000 < began_ms + seconds * 1000):
                 await _within(stop, LOOK_S)
                 now_ms = time() * 1000
                 asked = watch.asked(now_ms)
-                found = await asyncio.to_thread(quote, asked, choices, limits, config.broker.accuracy_slack)
+                found = await asyncio.to_thread(quote, asked, choices, limits, slack, options)
                 if console.is_terminal and not as_json:
                     live.update(_watched(topic, watch, found, now_ms - began_ms), refresh=True)
     finally:
