@@ -778,7 +778,7 @@ class Core:
         """Who had the device; what settles now is still among the batch's entries."""
         entries = sent.entries
         answered = (
-            entries.values()
+            None
             if frame.rest_ok
             else [entries[i.record] for i in frame.items if i.disposition == "answered" and i.record in entries]
         )

@@ -62,25 +62,27 @@ class Meter:
         self._counts: dict[Key, _Count] = {}
 
     def ran(
-        self, task: str, group: str, entries: Iterable[Entry], answered: Iterable[Entry], execute_ms: float, rows: int
+        self,
+        task: str,
+        group: str,
+        entries: Iterable[Entry],
+        answered: Iterable[Entry] | None,
+        execute_ms: float,
+        rows: int,
     ) -> None:
         """A device ran queries of ours, maybe beside others.
 
         Args:
             entries: ours that were not settled before.
-            answered: of these, what is now.
+            answered: of these, what is now; None: all of them.
             rows: of the whole run, if it went well.
         """
-        ours = defaultdict[str, int](int)
-        for entry in entries:
-            ours[tenant_of(entry)] += entry.rows
-        row_ms = execute_ms / max(rows, sum(ours.values()), 1)
-        for tenant, own_rows in ours.items():
-            self._count(tenant, task, group).busy_ms += row_ms * own_rows
-        for entry in answered:
-            count = self._count(tenant_of(entry), task, group)
-            count.queries += 1
-            count.rows += entry.rows
+        ours = _summed(entries)
+        row_ms = execute_ms / max(rows, sum([own.rows for own in ours.values()]), 1)
+        for tenant, own in ours.items():
+            self._count(tenant, task, group).busy_ms += row_ms * own.rows
+        for tenant, own in (ours if answered is None else _summed(answered)).items():
+            self._count(tenant, task, group).add(own.queries, own.rows, 0.0)
 
     def used(self) -> tuple[Used, ...]:
         """What is to be announced."""
@@ -91,6 +93,19 @@ class Meter:
         if key not in self._counts and len(self._counts) >= COUNTED_MAX:
             key = Key(OTHERS, "", group)
         return self._counts.setdefault(key, _Count())
+
+
+def _summed(entries: Iterable[Entry]) -> dict[str, _Count]:
+    """By tenant. It looks at every query that is answered."""
+    found: dict[str, _Count] = {}
+    for entry in entries:
+        tenant = entry.query.tenant or entry.source.record.topic
+        count = found.get(tenant)
+        if count is None:
+            count = found[tenant] = _Count()
+        count.queries += 1
+        count.rows += entry.rows
+    return found
 
 
 def tenant_of(entry: Entry) -> str:
