@@ -112,6 +112,12 @@ def test_work_of_a_group_whose_workers_are_unknown_costs_nothing() -> None:
     assert [(each.tenant, each.queries, each.total_usd) for each in of.closed()] == [("a", 1, 0.0)]
 
 
+def test_what_is_in_the_books_already_is_not_written_again() -> None:
+    of = books(from_ms=60_000.0)
+    every_second(of, worker(), 0, 130)
+    assert [each.start_ms for each in of.closed()] == [60_000.0]
+
+
 Announced = tuple[float, Member]
 
 
