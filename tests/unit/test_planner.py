@@ -539,6 +539,16 @@ def test_a_group_without_workers_gets_some_when_something_is_asked_that_it_could
     assert fleet_of(play).workers == 2
 
 
+def test_a_model_that_is_asked_for_by_its_name_gets_workers_too() -> None:
+    play = Play([model()], [ready(model())], [])
+    play.next(scaling={"cpu": SCALING})
+    play.next(500.0, wants={"m:1/onnx-fp32@cpu": 0.2})
+    assert fleet_of(play).workers == 1
+    assert "the model m:1" in fleet_of(play).reason
+    play.next(1000.0, wants={}, rates={"m:1/onnx-fp32@cpu": 150.0})
+    assert fleet_of(play).workers == 2
+
+
 def test_a_group_without_workers_gets_one_that_measures_what_is_registered() -> None:
     play = Play([model()], [], [])
     play.next(scaling={"cpu": SCALING})
