@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
         cost_max: options.CostMax = None,
         prefer: options.Prefer = "cost",
         on_miss: options.OnMiss = "reject",
+        tenant: Annotated[str | None, typer.Option(help="Whom it is counted for, where its topic allows that.")] = None,
         timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the reply.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="JSON instead of words.")] = False,
         config: options.ConfigFile = None,
@@ -61,6 +62,7 @@ def register(app: typer.Typer) -> None:
             "cost_max": cost_max,
             "prefer": prefer,
             "on_miss": on_miss,
+            "tenant": tenant,
             "timeout_s": timeout,
         }
         targets = {"task": task, "model": model, "variant": variant}
