@@ -301,7 +301,10 @@ class Planner:
             )
             for group in groups
         ]
-        found = self._solve(_demands(situation), choices, fleet_groups, self._options)
+        options = self._options
+        if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
+            options = replace(options, utilisation_max=max(options.utilisation_max, self._scaler.utilisation_max))
+        found = self._solve(_demands(situation), choices, fleet_groups, options)
         used = {key for shares in found.shares for key in shares}
         self._allocation = {
             worker.name: [variant for variant in found.load[worker.name] if (variant, group.name) in used]
