@@ -11,6 +11,7 @@ from broker_builders import model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker import placement
 from broker.planner import (
     ABSENCE_MS_MAX,
     IN_USE_MS,
@@ -602,6 +603,20 @@ def test_who_drains_gets_nothing_new() -> None:
     play.next(scaling={"cpu": SCALING})
     assert play.plan is not None
     assert set(play.plan.workers) == {"cpu-1"}
+
+
+def test_a_fleet_is_used_as_far_as_it_was_sized_for() -> None:
+    planned: list[float] = []
+
+    def place(*args: Any) -> placement.Allocation:
+        planned.append(args[3].utilisation_max)
+        return placement.place(*args)
+
+    play = Play([model()], [ready(model())], [worker()])
+    play.planner = Planner(place=place)
+    play.next(demand=cheaply(50.0))
+    play.next(6000.0, scaling={"cpu": SCALING})
+    assert planned == [0.8, 0.9]
 
 
 def test_another_reason_alone_is_no_plan() -> None:

@@ -136,6 +136,7 @@ def test_what_is_packed_serves_within_the_limits(instance: tuple[list[Demand], l
     for found in (size(demands, choices, groups, PACKED), greedy(demands, choices, groups, PACKED)):
         for group in groups:
             assert group.workers_min <= found.workers[group.name] <= group.workers_max
+        assert has_room(found, choices, groups)
         if found.serves:
             assert exact.serves
             assert found.usd_per_hour >= exact.usd_per_hour - 1e-6
@@ -205,6 +206,13 @@ def test_memory_takes_workers_too() -> None:
     assert workers(size(demands, choices, [limits()], PACKED)) == 3
     assert workers(size(demands, choices, [limits(most=2)], PLAIN)) == 2
     assert len(size(demands, choices, [limits(most=2)], PLAIN).unserved) == 1
+
+
+@pytest.mark.parametrize("options", [PLAIN, PACKED])
+def test_what_does_not_fit_together_takes_two(options: Options) -> None:
+    choices = [choice("v", task="t", memory_mb=300.0), choice("w", task="u", memory_mb=900.0)]
+    assert workers(size([demand(1.0), demand(1.0, "u")], choices, [limits()], options)) == 2
+    assert size([demand(1.0), demand(1.0, "u")], choices, [limits(most=1)], options).unserved
 
 
 def test_cheap_workers_are_taken_while_there_are_any() -> None:
