@@ -149,10 +149,12 @@ class Reconciler:
         self._bury(instances, now_ms)
         strangers = self._strangers(alive, workers, now_ms)
         self._asked_ms = {name: ms for name, ms in self._asked_ms.items() if name in alive}
+        self._next_ms = {name: ms for name, ms in self._next_ms.items() if name not in alive}
         for each in alive.values():
             if each.is_leaving:
                 self._asked_ms.setdefault(each.name, now_ms)
         if self._kills:
+            self._note((), (), alive, now_ms)
             return [Kill(name) for name in alive]
         ready = {worker.name for worker in workers if worker.state == "ready"}
         actions: list[Action] = []

@@ -23,10 +23,14 @@ pytest.importorskip("ray", reason='Ray is not installed: pip install "modelless[
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(240)]
 
 CLUSTER = """
-import ray, sys
-context = ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-print(context.address_info["gcs_address"], flush=True)
-sys.stdin.read()
+import ray, sys, tempfile
+with tempfile.TemporaryDirectory() as folder:  # a short path: there are sockets in it
+    context = ray.init(
+        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, _temp_dir=folder
+    )
+    print(context.address_info["gcs_address"], flush=True)
+    sys.stdin.read()
+    ray.shutdown()
 """
 
 

@@ -215,6 +215,11 @@ def test_orphans_are_adopted_as_far_as_they_are_wanted() -> None:
     assert world.reconciler.wanted == {"g-2", "g-7", "fixed-3"}
 
 
+def test_one_that_was_asked_by_an_earlier_provisioner_and_is_gone_has_not_failed(world: World) -> None:
+    assert world.step(Instance("g-0", "g", ended="exit status 0", is_leaving=True)) == [Start("g", "g-0")]
+    assert world.reconciler.errors() == {}
+
+
 def test_strangers_count_once_they_have_proved_to_be_alive(world: World) -> None:
     world.step()
     world.ready("hand-made", "g-1")
@@ -240,6 +245,24 @@ def test_all_leave_and_are_killed_when_that_takes_too_long(world: World) -> None
     world.reconciler.leave()
     assert world.step() == [Stop("g-0"), Stop("g-1")]
     assert world.gone("g-0") == []
-    world.reconciler.leave(now=True)
+    world.now_ms = DRAIN_MS + KILL_AFTER_MS
     assert world.step() == [Kill("g-1")]
     assert world.step() == []
+
+
+def test_a_second_signal_kills_at_once(world: World) -> None:
+    world.plan(2)
+    world.reconciler.leave()
+    world.step()
+    world.reconciler.leave(now=True)
+    assert world.step() == [Kill("g-0"), Kill("g-1")]
+    assert world.step() == []
+
+
+def test_who_could_not_be_started_and_is_there_after_all_is_not_waited_for(world: World) -> None:
+    world.broken.add("g-0")
+    world.step()
+    world.step()
+    world.there["g-0"] = Instance("g-0", "g")
+    assert world.step() == []
+    assert world.reconciler.wake_at_ms() is None
