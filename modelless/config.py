@@ -173,10 +173,9 @@ class GroupConfig(_Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> GroupConfig:
-        given = self.model_fields_set
-        if self.workers_max is None and "workers_min" in given:
+        if self.workers_max is None and self.workers_min != 1:
             raise ValueError(f"group {self.name}: workers_min needs workers_max; a fixed number is workers")
-        if self.workers_max is not None and "workers" in given:
+        if self.workers_max is not None and self.workers != 1:
             raise ValueError(f"group {self.name}: give either workers or workers_max")
         if self.workers_max is not None and self.workers_min > self.workers_max:
             raise ValueError(f"group {self.name}: workers_min is larger than workers_max")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kubernetes_api import DELETION_COST, KubernetesApi
 
-from modelless.config import Config, ProvisionerConfig
+from modelless.config import Config, GroupConfig, ProvisionerConfig
 from modelless.errors import ConfigurationError, ModellessError, UnavailableError
 from modelless.messages import GroupTarget, Member
 from modelless.provision import make
@@ -29,7 +29,7 @@ def api() -> Iterator[KubernetesApi]:
 def configured(api: KubernetesApi, folder: Path, *groups: str) -> Config:
     return Config(
         provisioner=ProvisionerConfig(kind="kubernetes", kubernetes_config=api.kubeconfig(folder)),
-        groups=[{"name": name, "workers_max": 4} for name in groups],  # type: ignore[arg-type]
+        groups=tuple(GroupConfig(name=name, workers_max=4) for name in groups),
     )
 
 
