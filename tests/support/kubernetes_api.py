@@ -76,6 +76,11 @@ class KubernetesApi:
             del self.pods[name]
             self._control()
 
+    def surge(self, deployment: str) -> None:
+        """One more than its replicas, as while a Deployment's template is rolled out."""
+        with self._lock:
+            self._make(deployment)
+
     # --- what its controllers do --------------------------------------------------------------------------------------
 
     def _control(self) -> None:

@@ -107,6 +107,13 @@ async def test_a_pod_that_dies_is_replaced_by_kubernetes_and_counted_once(world:
     assert api.replicas == {"modelless_worker_cpu": 2} and len(api.names()) == 2
 
 
+async def test_pods_that_kubernetes_has_besides_are_not_counted(world: World, api: KubernetesApi) -> None:
+    await world.plan(2)
+    api.surge(WORKER)
+    await world.settle()
+    assert api.replicas == {"modelless_worker_cpu": 2} and len(api.names()) == 3
+
+
 async def test_why_a_pod_does_not_run_is_reported(world: World, api: KubernetesApi) -> None:
     api.is_full = True
     await world.plan(2)
