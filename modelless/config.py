@@ -114,6 +114,30 @@ class WorkerConfig(_Section):
     builders: tuple[str, ...] = Field((), description="Builders that may make variants; none: all that can work.")
 
 
+class ProvisionerConfig(_Section):
+    kind: Literal["local", "ray", "kubernetes"] = Field(
+        "local", description="Where workers are started: processes of this machine, Ray, or Kubernetes."
+    )
+    ray_address: str = Field("auto", description="Of the Ray cluster: host:port, or auto for this machine's.")
+    ray_namespace: str | None = Field(None, description="Ours in the Ray cluster; absent: kafka.topic_prefix.")
+    kubernetes_namespace: str | None = Field(
+        None, description="Of the Deployments; absent: the pod's own, or the context's, or default."
+    )
+    kubernetes_config: Path | None = Field(
+        None, description="kubeconfig, with its current context; absent: the pod's own rights, or the user's."
+    )
+    kubernetes_deployment: str = Field(
+        "modelless-worker-{group}", description="Name of a group's Deployment, with {group} in it."
+    )
+
+    @field_validator("kubernetes_deployment")
+    @classmethod
+    def _deployment(cls, value: str) -> str:
+        if value.count("{group}") != 1:
+            raise ValueError('must have {group} in it, as "modelless-worker-{group}" does')
+        return value
+
+
 class LinkConfig(_Section):
     listen: str = Field("unix", description='"unix" (a socket with owner-only rights) or host:port.')
     advertise: str | None = Field(None, description="host:port that workers dial, when it differs from listen.")
@@ -153,6 +177,9 @@ class GroupConfig(_Section):
     memory_mb_max: int = Field(2048, ge=64, description="Memory for loaded variants of one worker.")
     price_per_hour: float = Field(0.0, ge=0, description="USD for one worker.")
     builders: tuple[str, ...] = Field((), description="Of those of worker.builders; none: all of them.")
+    ray_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Of one worker on Ray, besides its threads as CPUs and, of a cuda group, a GPU."
+    )
 
     @field_validator("name")
     @classmethod
@@ -200,6 +227,7 @@ class Config(BaseSettings):
     broker: BrokerConfig = BrokerConfig()
     planner: PlannerConfig = PlannerConfig()
     worker: WorkerConfig = WorkerConfig()
+    provisioner: ProvisionerConfig = ProvisionerConfig()
     link: LinkConfig = LinkConfig()
     store: StoreConfig = StoreConfig()
     metrics: MetricsConfig = MetricsConfig()

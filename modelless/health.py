@@ -44,8 +44,43 @@ class VariantView:
     """The plan's reason why it is not loaded."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """A group whose number of workers is planned, and what there is of it."""
+
+    name: str
+    wanted: int
+    """Without those that are to leave."""
+    ready: int
+    starting: int
+    draining: int
+    """Those that are to leave, whether they drain already or not."""
+    reason: str
+
+
+def group_views(members: Sequence[Member], plan: Plan | None) -> tuple[GroupView, ...]:
+    """Of every group that the plan speaks of. Pure."""
+    views = []
+    for name, target in sorted(plan.fleet.items() if plan is not None else ()):
+        own = [member for member in members if member.kind == "worker" and member.group == name]
+        leaving = [member for member in own if member.state == "draining" or member.name in target.leaving]
+        states = [member.state for member in own if member not in leaving]
+        numbers = states.count("ready"), states.count("starting"), len(leaving)
+        views.append(GroupView(name, target.workers, *numbers, target.reason))
+    return tuple(views)
+
+
+def may_idle(members: Sequence[Member], groups: Sequence[GroupView]) -> bool:
+    """Whether it is meant that there is no worker now: one is started when it is wanted."""
+    return bool(groups) and not any(g.wanted for g in groups) and any(m.kind == "provisioner" for m in members)
+
+
 def warnings(
-    members: Sequence[Member], models: Sequence[ModelVersion], profiles: Sequence[Profile], lag: Mapping[str, int]
+    members: Sequence[Member],
+    models: Sequence[ModelVersion],
+    profiles: Sequence[Profile],
+    lag: Mapping[str, int],
+    plan: Plan | None = None,
 ) -> tuple[str, ...]:
     """What is wrong, in words, with what to do. Pure."""
     found: list[str] = []
@@ -54,7 +89,7 @@ def warnings(
     waiting = sum(lag.values())
     if not brokers:
         found.append(f"no broker is alive, {waiting} queries wait: start `modelless up` or `modelless broker`")
-    if not workers:
+    if not workers and not may_idle(members, group_views(members, plan)):
         found.append("no worker is alive, so nothing can be run: start `modelless up` or `modelless worker --group G`")
     if not models:
         found.append("no model is registered: `modelless register model.toml`")

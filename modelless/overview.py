@@ -16,7 +16,18 @@ from modelless.catalog import Catalog, CatalogView
 from modelless.config import Config
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
-from modelless.health import VariantView, drifts, notes, overloads, to_measure, variant_views, warnings
+from modelless.health import (
+    GroupView,
+    VariantView,
+    drifts,
+    group_views,
+    may_idle,
+    notes,
+    overloads,
+    to_measure,
+    variant_views,
+    warnings,
+)
 from modelless.kafka import make_admin, make_consumer, stop_within
 from modelless.messages import Member, ModelVersion, Plan, Profile
 from modelless.registration import PlanView, wall_clock
@@ -37,6 +48,8 @@ class Overview:
     rates: Mapping[str, float]
     """Outcomes per second by broker, since the last look."""
     variants: tuple[VariantView, ...]
+    groups: tuple[GroupView, ...]
+    """Whose number of workers is planned."""
     to_measure: Mapping[str, tuple[str, ...]]
     """What each worker is still to build and measure, in this order."""
     warnings: tuple[str, ...]
@@ -44,6 +57,11 @@ class Overview:
     """Worth knowing, and nothing to be done about."""
     plan: Plan | None = None
     """The newest one."""
+
+    @property
+    def may_idle(self) -> bool:
+        """It is meant that there is no worker now."""
+        return may_idle(self.members, self.groups)
 
 
 class Observer:
@@ -86,9 +104,10 @@ class Observer:
             lag,
             self._rates(members),
             variant_views(members, profiles, self._catalog.conditions(), plan),
+            group_views(members, plan),
             to_measure(members, profiles, plan),
             (
-                *warnings(members, models, profiles, lag),
+                *warnings(members, models, profiles, lag, plan),
                 *drifts(self._catalog.corrections()),
                 *self._overloads(members),
             ),

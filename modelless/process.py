@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import time
+from pathlib import Path
 
 GC_THRESHOLDS = (50_000, 20, 100)
+_READ_S = time.monotonic()
 
 
 def settle() -> None:
@@ -15,3 +19,12 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def age_ms() -> float:
+    """Since this process was started, before all imports; where that cannot be told, since it had imported us."""
+    try:
+        started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return (time.monotonic() - _READ_S) * 1000
+    return (time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")) * 1000

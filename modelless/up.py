@@ -2,7 +2,8 @@
 
 Parts are kept in **tiers**. They start first tier first (Kafka, then everybody else at once) and stop last tier
 first: brokers drain what they hold while their workers are still there, then the workers, then Kafka. What has not
-gone within its time is killed; a second signal kills everything at once.
+gone within its time is killed; a second signal kills everything at once. Workers are a part together: the provisioner,
+which keeps as many as the plan says (:mod:`modelless.provision`).
 
 A part that dies is restarted: at once the first time, with a growing delay while it keeps dying young.
 Child processes die with this one (``PR_SET_PDEATHSIG``), whatever ends it.
@@ -11,63 +12,31 @@ Child processes die with this one (``PR_SET_PDEATHSIG``), whatever ends it.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+from modelless import provision
+from modelless.child import KILLED, Child
 from modelless.clock import KafkaClock
 from modelless.config import Config
 from modelless.embedded import EmbeddedKafka
-from modelless.errors import ModellessError
+from modelless.errors import ConfigurationError, ModellessError
 from modelless.fleet import FleetView
 from modelless.messages import Member
+from modelless.provision.service import Provisioning
+from modelless.restarts import RestartPolicy
 from modelless.topic_settings import create_missing
 
-YOUNG_MS = 10_000.0
-DELAY_MS_MIN = 500.0
-DELAY_MS_MAX = 30_000.0
 KILL_AFTER_S = 5.0
 """More than a part's own drain takes: then it is killed."""
 REMIND_S = 60.0
-KILLED = "killed by SIGKILL"
-"""How a part ended that somebody else ended: an operator, or the kernel when memory is short."""
-_PR_SET_PDEATHSIG = 1
-
-
-class RestartPolicy:
-    """When to start a part that died. Pure.
-
-    The first death, and every death after ``YOUNG_MS`` of life, is answered at once; further young deaths in a row
-    with a delay that doubles from ``DELAY_MS_MIN`` to ``DELAY_MS_MAX``. A part that was killed from outside has done
-    nothing wrong: it is never kept waiting for longer than ``DELAY_MS_MIN``, however often that happens.
-    """
-
-    def __init__(self) -> None:
-        self._started_ms = 0.0
-        self._young_deaths = 0
-
-    def started(self, now_ms: float) -> None:
-        self._started_ms = now_ms
-
-    def died(self, now_ms: float, *, was_killed: bool = False) -> float:
-        """The delay in ms before it is started again."""
-        if was_killed:
-            return 0.0 if now_ms - self._started_ms >= DELAY_MS_MIN else DELAY_MS_MIN
-        if now_ms - self._started_ms >= YOUNG_MS:
-            self._young_deaths = 0
-            return 0.0
-        self._young_deaths += 1
-        if self._young_deaths == 1:
-            return 0.0
-        return float(min(DELAY_MS_MIN * 2 ** min(self._young_deaths - 2, 20), DELAY_MS_MAX))
 
 
 class Part(Protocol):
@@ -87,46 +56,6 @@ class Part(Protocol):
 
     def ask_to_leave(self) -> None: ...
     def kill(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Child:
-    """A child process; its output goes where ours goes."""
-
-    name: str
-    argv: tuple[str, ...]
-    drain_s: float
-    _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
-    async def start(self) -> None:
-        # A session of its own: Ctrl-C in a terminal reaches only the supervisor, which knows the order.
-        self._process = await asyncio.create_subprocess_exec(
-            *self.argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),
-        )
-
-    async def ended(self) -> str:
-        if self._process is None:
-            return "it does not run"
-        code = await self._process.wait()
-        return f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-
-    def ask_to_leave(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
 
 
 class KafkaPart:
@@ -226,24 +155,14 @@ class Supervisor:
             await part.ended()
 
 
-def children(config: Config, file: Path | None) -> tuple[list[Child], list[Child]]:
-    """The workers and the brokers that the configuration asks for, as child processes."""
-    command = (sys.executable, "-m", "modelless")
+def brokers_of(config: Config, file: Path | None) -> list[Child]:
+    """The brokers that the configuration asks for, as child processes."""
+    command = (sys.executable, "-m", "modelless", "broker", "--name")
     options = ("--config", str(file)) if file is not None else ()
-    workers = [
-        Child(
-            f"{group.name}-{n}",
-            (*command, "worker", "--group", group.name, "--name", f"{group.name}-{n}", *options),
-            config.worker.drain_s,
-        )
-        for group in config.groups
-        for n in range(group.workers)
-    ]
-    brokers = [
-        Child(f"broker-{n}", (*command, "broker", "--name", f"broker-{n}", *options), config.broker.drain_s)
+    return [
+        Child(f"broker-{n}", (*command, f"broker-{n}", *options), config.broker.drain_s)
         for n in range(config.broker.brokers)
     ]
-    return workers, brokers
 
 
 async def run(
@@ -282,6 +201,11 @@ async def run(
 
 async def _start(supervisor: Supervisor, config: Config, file: Path | None, on_ready: Callable[[str], None]) -> None:
     log = structlog.get_logger()
+    if config.provisioner.kind == "kubernetes":
+        raise ConfigurationError(
+            'provisioner.kind = "kubernetes": the cluster runs brokers and workers (compose/kubernetes/), and '
+            "`modelless provisioner` in a pod scales them; `modelless up` is for local processes and Ray"
+        )
     if config.kafka.bootstrap_servers is None:
         node = EmbeddedKafka(
             config.kafka.embedded_port,
@@ -293,40 +217,46 @@ async def _start(supervisor: Supervisor, config: Config, file: Path | None, on_r
     created = await create_missing(config)
     if created:
         log.info("created topics", topics=" ".join(created))
-    workers, brokers = children(config, file)
+    provisioning, brokers = Provisioning(config, provision.make(config, file)), brokers_of(config, file)
+    names = {part.name for part in brokers}
     changed = asyncio.Event()
     view = FleetView(config, KafkaClock(), changed.set)
     await view.start()
     try:
-        before = {member.incarnation for member in view.members()}
-        await supervisor.start(workers)
+        stale = view.brokers() if provisioning.outlived else view.members()
+        before = {member.incarnation for member in stale}
+        await supervisor.start([provisioning])
         await supervisor.start(brokers)
-        expected = {part.name for part in (*workers, *brokers)}
-        await _until_ready(view, changed, expected, before)
+        await _until_ready(view, changed, lambda: names | provisioning.wanted, before)
     finally:
         await view.stop()
-    on_ready(f"ready: Kafka at {config.kafka.servers}, {_count(brokers, 'broker')}, {_count(workers, 'worker')}")
+    workers = _count(len(provisioning.wanted), "worker")
+    on_ready(f"ready: Kafka at {config.kafka.servers}, {_count(len(brokers), 'broker')}, {workers}")
 
 
-async def _until_ready(view: FleetView, changed: asyncio.Event, expected: set[str], before: set[str]) -> None:
-    while missing := not_ready(view.members(), expected, before):
+async def _until_ready(
+    view: FleetView, changed: asyncio.Event, expected: Callable[[], Set[str]], before: set[str]
+) -> None:
+    since_s = _now_ms() / 1000
+    while missing := not_ready(view.members(), expected(), before):
         changed.clear()
-        try:
-            async with asyncio.timeout(REMIND_S):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):  # nobody tells when others are expected
                 await changed.wait()
-        except TimeoutError:
+        if _now_ms() / 1000 - since_s >= REMIND_S:
+            since_s += REMIND_S
             structlog.get_logger().warning("still waiting", for_=" ".join(sorted(missing)))
 
 
-def not_ready(members: Sequence[Member], expected: set[str], before: set[str]) -> set[str]:
+def not_ready(members: Sequence[Member], expected: Set[str], before: Set[str]) -> Set[str]:
     """Which of the ``expected`` do not announce that they are ready; incarnations from ``before`` do not count."""
     return expected - {
         member.name for member in members if member.state == "ready" and member.incarnation not in before
     }
 
 
-def _count(parts: Sequence[Part], noun: str) -> str:
-    return f"{len(parts)} {noun}{'' if len(parts) == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _on_signals(stop: asyncio.Event, supervisor: Supervisor) -> None:
@@ -342,18 +272,3 @@ def _on_signals(stop: asyncio.Event, supervisor: Supervisor) -> None:
 
 def _now_ms() -> float:
     return asyncio.get_running_loop().time() * 1000
-
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """What a child does before it becomes its program: die with ``parent``, also if that is dead by now."""
-
-    def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare

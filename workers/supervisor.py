@@ -18,6 +18,7 @@ import structlog
 from aiokafka.structs import ConsumerRecord
 
 from modelless.catalog import CatalogView
+from modelless.child import leave_word
 from modelless.clock import KafkaClock
 from modelless.codec import decode_record
 from modelless.config import Config
@@ -27,7 +28,7 @@ from modelless.frames import LINK_VERSION, Drain, Frame, Hello, State
 from modelless.link import Link, dial
 from modelless.messages import Member, Plan
 from modelless.metrics import serve_metrics
-from modelless.process import settle
+from modelless.process import age_ms, settle
 from modelless.tables import Follower
 from modelless.topics import Topics
 from workers import builders
@@ -87,6 +88,8 @@ class Worker:
         self._state: Literal["starting", "ready", "draining", "stopped"] = "starting"
         self._endpoint: str | None = None
         self._stop = asyncio.Event()
+        self._start_ms: float | None = None
+        """From the process's start to ready."""
         self._failure: BaseException | None = None
 
     async def run(self) -> int:
@@ -111,6 +114,7 @@ class Worker:
             await self._close()
         if self._failure is not None:
             _log.error("the worker failed", error=repr(self._failure))
+            leave_word(repr(self._failure))
             return 1
         return 0
 
@@ -124,7 +128,7 @@ class Worker:
         self._loader.start()
         await self._plan.start()
         settle()
-        self._state = "ready"
+        self._state, self._start_ms = "ready", age_ms()
         await self._fleet.start()
         self._dial_all()
         self._announcer.announce()
@@ -323,6 +327,7 @@ class Worker:
                 "price_per_hour": self._group.price_per_hour,
                 "queued": float(statistics.queued_items),
                 "settled": float(self._device.settled),
+                **({} if self._start_ms is None else {"start_ms": self._start_ms}),
             },
             variants=self._loader.ready(),
             errors=dict(list((self._loader.errors | dict(self._offer.refusals)).items())[:ERRORS_MAX]),
@@ -348,7 +353,7 @@ class Worker:
         for group in self._config.groups:
             if group.name == self._group.name:
                 break
-            before += group.workers
+            before += group.workers_max or group.workers
         return before + (int(tail) if tail.isdigit() and len(tail) < 4 else 0)
 
 

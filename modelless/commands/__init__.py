@@ -8,12 +8,13 @@ import sys
 import typer
 
 from modelless import __version__
+from modelless.child import leave_word
 from modelless.errors import ModellessError
 
 # Subcommand modules, in the order of `--help`. Each has `register(app)`.
 _MODULES = (
-    "demo", "up", "kafka", "broker", "worker", "check", "register", "models", "explain", "label", "query", "status",
-    "plan", "usage", "simulate",
+    "demo", "up", "kafka", "broker", "worker", "provisioner", "check", "register", "models", "explain", "label",
+    "query", "status", "plan", "usage", "simulate",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -46,5 +47,9 @@ def main() -> None:
     try:
         app()
     except ModellessError as error:
+        leave_word(error.message)
         typer.secho(f"error: {error.message}", err=True, fg=typer.colors.RED)
         sys.exit(1)
+    except Exception as error:
+        leave_word(repr(error))
+        raise

@@ -47,7 +47,10 @@ def register(app: typer.Typer) -> None:
         although they are not: something else slows them down) or *inactive*. Latencies are for one row: as profiled,
         and as they are now.
 
-        Exit status 0 when brokers and workers are alive, else 1.
+        Of groups whose number of workers is planned: how many there are to be and why, how many there are, and what
+        keeps them from being started.
+
+        Exit status 0 when brokers and workers are alive (or the plan wants no worker now), else 1.
 
         **Examples**
 
@@ -85,7 +88,7 @@ async def _show(config: Config, *, watch: bool, everything: bool, as_json: bool)
                     overview = await observer.look()
                     live.update(_render(overview, everything=everything), refresh=True)
     kinds = {member.kind for member in overview.members}
-    return 0 if kinds == {"broker", "worker"} else 1
+    return 0 if "broker" in kinds and ("worker" in kinds or overview.may_idle) else 1
 
 
 def _plain(overview: Overview) -> dict[str, Any]:
@@ -103,6 +106,16 @@ def _plain(overview: Overview) -> dict[str, Any]:
             }
             for member in overview.members
         ],
+        "groups": {
+            group.name: {
+                "wanted": group.wanted,
+                "ready": group.ready,
+                "starting": group.starting,
+                "draining": group.draining,
+                "reason": group.reason,
+            }
+            for group in overview.groups
+        },
         "models": [model.key for model in overview.models],
         "variants": [
             {
@@ -144,6 +157,10 @@ def _render(overview: Overview, *, everything: bool) -> Group:
             "" if rate is None else f"{rate:,.0f}",
             str(len(member.variants)) if member.kind == "worker" else "",
         )
+    groups = Table("group", "workers wanted", "ready", "starting", "draining", "because", box=box.SIMPLE)
+    for group in overview.groups:
+        numbers = (group.wanted, group.ready, group.starting, group.draining)
+        groups.add_row(group.name, *(str(number) for number in numbers), group.reason)
     lag = Table("query topic", "without outcome", box=box.SIMPLE)
     for topic, count in overview.lag.items():
         lag.add_row(topic, f"{count:,}")
@@ -152,6 +169,7 @@ def _render(overview: Overview, *, everything: bool) -> Group:
     alarms = [Text(f"! {warning}", style="bold red") for warning in overview.warnings]
     return Group(
         members,
+        *([groups] if overview.groups else []),
         _variants(overview.variants, everything=everything),
         lag,
         *words,

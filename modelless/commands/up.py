@@ -18,8 +18,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run everything here: Kafka (unless you have one), brokers and workers, until Ctrl-C.
 
-        What dies is started again. Ctrl-C drains: brokers finish what they hold, then workers and Kafka leave;
-        a second Ctrl-C kills. Prints one line starting with "ready" on stdout, logs on stderr.
+        What dies is started again, and groups with `workers_max` have as many workers as the plan says. Ctrl-C drains:
+        brokers finish what they hold, then workers and Kafka leave; a second Ctrl-C kills. Prints one line starting
+        with "ready" on stdout, logs on stderr.
 
         **Examples**
 

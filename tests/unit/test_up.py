@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from modelless import up
-from modelless.config import Config, GroupConfig
+from modelless.child import Child
+from modelless.config import BrokerConfig, Config
 from modelless.messages import Member
-from modelless.up import DELAY_MS_MAX, DELAY_MS_MIN, YOUNG_MS, Child, RestartPolicy, Supervisor, children, not_ready
+from modelless.restarts import DELAY_MS_MAX, DELAY_MS_MIN, YOUNG_MS, RestartPolicy
+from modelless.up import Supervisor, brokers_of, not_ready
 
 # A process that writes its name when it starts and when it leaves; "deaf" ones ignore SIGTERM.
 SCRIPT = """
@@ -80,15 +82,10 @@ def test_a_long_life_is_forgiven() -> None:
     assert policy.died(1.0) == 500.0
 
 
-def test_children_of_a_configuration() -> None:
-    config = Config(groups=(GroupConfig(name="cpu", workers=2), GroupConfig(name="gpu", workers=1)))
-    workers, brokers = children(config, Path("my.toml"))
+def test_brokers_of_a_configuration() -> None:
+    brokers = brokers_of(Config(broker=BrokerConfig(brokers=2)), Path("my.toml"))
 
-    assert [worker.name for worker in workers] == ["cpu-0", "cpu-1", "gpu-0"]
-    assert [broker.name for broker in brokers] == ["broker-0"]
-    assert workers[1].argv[1:] == (
-        "-m", "modelless", "worker", "--group", "cpu", "--name", "cpu-1", "--config", "my.toml",
-    )  # fmt: skip
+    assert [broker.name for broker in brokers] == ["broker-0", "broker-1"]
     assert brokers[0].argv[1:] == ("-m", "modelless", "broker", "--name", "broker-0", "--config", "my.toml")
 
 
@@ -114,6 +111,17 @@ async def test_restarts_what_dies_and_stops_in_order(tmp_path: Path) -> None:
     await supervisor.stop()
 
     assert log.read_text().splitlines()[-2:] == ["broker left", "worker left"]
+
+
+async def test_who_fails_says_why(tmp_path: Path) -> None:
+    words = "import sys\nfrom modelless.child import leave_word\nleave_word('no group x')\nsys.exit(1)\n"
+    failing = Child("failing", (sys.executable, "-c", words), 1)
+    for _ in range(2):  # of each life its own
+        await failing.start()
+        assert await failing.ended() == "exit status 1: no group x"
+    silent = child(tmp_path / "log", "silent", "fragile")
+    await silent.start()
+    assert await silent.ended() == "exit status 3"
 
 
 async def test_what_keeps_dying_young_is_delayed(tmp_path: Path) -> None:
@@ -151,7 +159,7 @@ async def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
 async def test_children_die_with_the_supervisor(tmp_path: Path) -> None:
     log = tmp_path / "log"
     keeper = (
-        "import asyncio, sys\nfrom modelless.up import Child\n"
+        "import asyncio, sys\nfrom modelless.child import Child\n"
         "async def main():\n"
         "    child = Child('c', tuple(sys.argv[1:]), 1)\n"
         "    await child.start()\n    print(child.pid, flush=True)\n    await asyncio.sleep(60)\n"

@@ -1,0 +1,103 @@
+"""Workers as actors on a real Ray of one node, on a real Kafka: as many as the plan says, the dead replaced, adopted.
+
+Without Ray (`pip install "modelless[ray]"`) these are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from emulated_system import running, write_configuration
+from provisioned import author, processes
+
+from modelless.config import load_config
+from modelless.embedded import EmbeddedKafka
+from modelless.topic_settings import create_missing
+
+pytest.importorskip("ray", reason='Ray is not installed: pip install "modelless[ray]"')
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(240)]
+
+CLUSTER = """
+import ray, sys, tempfile
+with tempfile.TemporaryDirectory() as folder:  # a short path: there are sockets in it
+    context = ray.init(
+        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, _temp_dir=folder
+    )
+    print(context.address_info["gcs_address"], flush=True)
+    sys.stdin.read()
+    ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A cluster of one node, which ends with the process that holds it; its token is known to the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield from cluster()
+
+
+def cluster() -> Iterator[str]:
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        address = holder.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address
+        holder.communicate(timeout=60)
+
+
+@pytest.fixture
+def needs() -> str:
+    return "{}"
+
+
+@pytest.fixture
+def file(kafka: EmbeddedKafka, ray_address: str, tmp_path: Path, needs: str) -> Path:
+    group = f"workers_min = 1\nworkers_max = 3\nray_resources = {needs}\n"
+    path = write_configuration(tmp_path, kafka.bootstrap_servers, group)
+    path.write_text(path.read_text() + f'[provisioner]\nkind = "ray"\nray_address = "{ray_address}"\n')
+    return path
+
+
+async def test_actors_follow_the_plan_and_outlive_the_provisioner(file: Path) -> None:
+    await create_missing(load_config(file))
+    async with author(load_config(file)) as boss:
+        async with running(file, "provisioner"):
+            await boss.until(lambda: boss.ready() == ["emulated-0"], 90)
+            await boss.plan(3)
+            await boss.until(lambda: boss.ready() == ["emulated-0", "emulated-1", "emulated-2"], 90)
+
+            before = processes(file)
+            before["emulated-1"].kill()
+            await boss.until(lambda: processes(file).get("emulated-1", before["emulated-1"]) != before["emulated-1"])
+            actor = processes(file)["emulated-2"].parent()
+            assert actor is not None
+            actor.kill()
+            await boss.until(lambda: processes(file).get("emulated-2", before["emulated-2"]) != before["emulated-2"])
+            await boss.until(lambda: not boss.provisioner().errors and len(boss.ready()) == 3, 90)
+            await boss.plan(2, "emulated-0")
+            await boss.until(lambda: boss.ready() == ["emulated-1", "emulated-2"])
+        there = processes(file)
+        assert there.keys() == {"emulated-1", "emulated-2"}, "they go on without it"
+        await boss.plan(1, "emulated-2")
+        async with running(file, "provisioner", "--end-workers"):
+            await boss.until(lambda: processes(file).keys() == {"emulated-1"})
+            assert processes(file)["emulated-1"] == there["emulated-1"], "adopted, not started anew"
+        assert not processes(file)
+
+
+@pytest.mark.parametrize("needs", ["{ moon = 1 }"])
+async def test_what_no_node_can_carry_is_reported(file: Path) -> None:
+    await create_missing(load_config(file))
+    async with author(load_config(file)) as boss, running(file, "provisioner", "--end-workers"):
+        await boss.until(lambda: bool(boss.fleet.members()) and bool(boss.provisioner().errors), 60)
+        assert "'moon': 1.0" in boss.provisioner().errors["emulated"]
+    assert not processes(file)
