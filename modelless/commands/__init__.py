@@ -12,8 +12,8 @@ from modelless.errors import ModellessError
 
 # Subcommand modules, in the order of `--help`. Each has `register(app)`.
 _MODULES = (
-    "demo", "up", "kafka", "broker", "worker", "check", "register", "models", "explain", "label", "query", "status",
-    "simulate",
+    "demo", "up", "kafka", "broker", "worker", "check", "register", "models", "explain", "label", "query", "job",
+    "status", "simulate",
 )  # fmt: skip
 
 app = typer.Typer(
