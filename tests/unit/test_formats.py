@@ -268,7 +268,7 @@ def test_weights_stay_in_the_file_and_nothing_else_of_the_network_changes(tmp_pa
     safetensors.torch.save_file(weights | {"bias_half": weights["bias_half"].half()}, path)
     source = Source(path, (X,), (Y,), "tiny_networks:remembering", ("tiny_networks",), None)
     torch.manual_seed(0)
-    module = torch_module.network(source).module
+    module = torch_module.network(source, mapped=True).module
     mapped = [
         [int(end, 16) for end in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()

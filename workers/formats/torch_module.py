@@ -3,8 +3,8 @@
 Builder ``torch-fp32``: as it is, eagerly. All that is made of such a model, here and by the exporting builders, starts
 with :func:`network`: one module with the inputs and outputs as declared, whatever it computes in, stopped at one exit.
 
-On a CPU its weights stay where they are in the file, mapped into memory: they are read when they are used first, and
-all processes of the machine that serve a model from the same file share one copy of them.
+On a CPU it leaves its weights where they are in the file, mapped into memory: they are read when they are used first,
+and all processes of the machine that serve a model from the same file share one copy of them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ def load(source: Source, built: Path | None, device: str, threads: int) -> Torch
 def load_as(dtype: torch.dtype | None, source: Source, device: str, threads: int) -> TorchModel:
     """Eagerly, in a reduced precision; None: as the factory made it."""
     torch.set_num_threads(threads)
-    return TorchModel(network(source, device, dtype), source, device)
+    return TorchModel(network(source, device, dtype, mapped=True), source, device)
 
 
-def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = None) -> Network:
-    """The source's network on the device, for inference. Raises FormatError as :func:`load` does."""
+def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = None, *, mapped: bool = False) -> Network:
+    """The source's network on the device, for inference. Raises FormatError as :func:`load` does.
+
+    Args:
+        mapped: its weights may be views of the file: to be run, but exporters look at a tensor's whole storage.
+    """
     refuse_foreign(source.path, ".safetensors")
     if device != "cpu" and not torch.cuda.is_available():
         raise FormatError("this torch sees no CUDA device; check the driver, or register it for a cpu group")
@@ -48,7 +52,7 @@ def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = Non
     try:
         dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
         weights = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in weights.items()}
-        module.load_state_dict(weights, strict=True, assign=True)  # not copied: the file's own pages
+        module.load_state_dict(weights, strict=True, assign=mapped)
     except RuntimeError as error:
         raise FormatError(f"the weights do not fit {source.factory}: {' '.join(str(error).split())[:500]}") from None
     if source.exit is not None and "exit" not in inspect.signature(module.forward).parameters:
