@@ -116,6 +116,7 @@ class Group:
 
     def _worker_changed(self) -> None:
         self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
+        self._withheld_ms = -NEVER
         self._firsts_end_ms.clear()
         self._on_change()
 

@@ -140,6 +140,26 @@ def test_who_is_too_long_waits_until_nobody_is_in_such_a_hurry() -> None:
     assert len(batch.items) == 1
 
 
+def test_one_that_is_too_long_keeps_nobody_from_another_worker() -> None:
+    other = model("o", task="u")
+    of = Bench((MODEL, [profile(MODEL, curve=STEEP)]), (other, [profile(other, curve=STEEP)]))
+    of.core.ledger.assign(OFFLINE, 0, 0, "")
+    first = of.worker("m:1/onnx-fp32", window_ms=1000.0)
+    second = of.worker("o:1/onnx-fp32", window_ms=1000.0)
+    of.admit(0, latency_ms_max=40)
+    (online,) = batches(of.poll(0))
+    end(of, first, online, 12)
+    admit_offline(of, 0, 13, rows=8)
+    for offset in (1, 2):
+        admit_offline(of, offset, 13, task="u")
+    (sent,) = batches(of.poll(13))
+    assert sent.items[0].record.offset == 1
+    assert not batches(of.poll(14))
+    end(of, second, sent, 25)
+    (sent,) = batches(of.poll(25))
+    assert sent.items[0].record.offset == 2
+
+
 def test_one_query_alone_may_take_most_of_that_time_so_that_jobs_do_not_stand_still() -> None:
     of, (worker,) = bench()
     of.admit(0, latency_ms_max=40)
