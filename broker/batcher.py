@@ -8,6 +8,9 @@ does not block the device for too long beside the shortest latency that anybody 
 cannot be interrupted (:meth:`broker.groups.Group.block_ms`).
 
 What belongs to a topic that is ahead of its share (:mod:`broker.fairness`) waits behind all others, by deadline too.
+What has no deadline waits in a queue of its own (:class:`OfflineQueue`), and nobody else sees it: it runs where a
+device has room and nothing with a deadline waits that it could run, in batches that who comes next can wait for
+(:meth:`broker.groups.Group.offline_ms`), and fills up others' batches where that takes no longer.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ NEVER = float("inf")
 BEHIND_MS = 1e14
 """Later than any deadline. Who is ahead of its share waits in the order of its deadlines so much later."""
 TIGHTNESS_PERIOD_MS = 5000.0
+PASSED_MAX = 128
+"""Offline entries that are looked at for one that is short enough."""
 _sequence = count()
 
 
@@ -63,6 +68,8 @@ def order_ms(entry: Entry, group: str, deadline_ms: float | None = None) -> floa
 class VariantQueue:
     """Entries that wait for one candidate, in the order of their :func:`order_ms`, then of their arrival."""
 
+    is_offline = False
+
     def __init__(self, candidate: Candidate, signature: Signature = (0, ()), on_change: Changed = _unheard) -> None:
         self.candidate, self.signature, self._on_change = candidate, signature, on_change
         self.length = signature[0]
@@ -85,6 +92,11 @@ class VariantQueue:
     def head_order_ms(self) -> float:
         """Where the head is in the order of all queues; inf if nobody waits, or without a deadline."""
         return self._waiting[0][0] if self._waiting else NEVER
+
+    @property
+    def turn(self) -> tuple[float, float]:
+        """Of all queues the least goes first."""
+        return self.head_order_ms, 0.0
 
     @property
     def head_deadline_ms(self) -> float:
@@ -237,6 +249,75 @@ class VariantQueue:
         return taken
 
 
+class OfflineQueue(VariantQueue):
+    """Entries without a deadline, that of the job with the least attained service first (:mod:`broker.jobs`)."""
+
+    is_offline = True
+
+    @property
+    def head_order_ms(self) -> float:
+        return NEVER
+
+    @property
+    def turn(self) -> tuple[float, float]:
+        return NEVER, self._waiting[0][0]
+
+    @property
+    def head_deadline_ms(self) -> float:
+        return NEVER
+
+    def tail_ms(self, before_ms: float = NEVER) -> float:
+        return -NEVER
+
+    def add(self, entry: Entry, deadline_ms: float | None = None) -> None:
+        """Behind what its job, and those that will have had as little, have waiting."""
+        assert entry.job is not None
+        self._put(entry, (entry.job.place_ms, next(_sequence)))
+
+    def due(self, now_ms: float) -> list[Entry]:
+        return []
+
+    def take_within(self, ms: float, alone_ms: float) -> list[Entry]:
+        """Take out a batch that surely takes no longer than that, of those that go first and fit; maybe nobody.
+
+        Args:
+            alone_ms: likewise for one entry, if none fits.
+        """
+        rows_max = self.table.rows_lasting(ms)
+        if self.length:
+            rows_max = min(rows_max, padded_rows_max(self.candidate, self.signature))
+        for heads, (_, _, entry) in enumerate(self._waiting[:PASSED_MAX]):
+            if entry.rows <= rows_max:
+                return self.take(rows_max, heads=heads)
+        for heads, (_, _, entry) in enumerate(self._waiting[:PASSED_MAX]):
+            if self.table.sure_ms(entry.rows) <= alone_ms:
+                return self.take(entry.rows, heads=heads)
+        return []
+
+    def take_beside(self, rows: int) -> list[Entry]:
+        """Take out who goes first, as many as fit beside so many rows of somebody else without making them slower."""
+        room = self.table.rows_as_quick(rows) - rows
+        if self.length:
+            room = min(room, padded_rows_max(self.candidate, self.signature) - rows)
+        return self.take(room) if self._waiting and self.head.rows <= room else []
+
+    def rows_before(self, before_ms: float) -> int:
+        return self.rows if before_ms == NEVER else 0
+
+    def _put(self, entry: Entry, key: tuple[float, int]) -> None:
+        assert entry.job is not None
+        entry.charged_ms = self.candidate.row_ms * self._quicker * entry.rows
+        entry.job.add(entry.charged_ms)
+        super()._put(entry, key)
+
+    def _take(self, start: int, number: int) -> list[Entry]:
+        taken = super()._take(start, number)
+        for entry in taken:
+            assert entry.job is not None
+            entry.job.take(entry.charged_ms)
+        return taken
+
+
 def batch_rows(queue: VariantQueue, start_ms: float, block_ms: float = NEVER) -> int:
     """The most rows for a batch that starts at ``start_ms``: its end should meet the head's deadline.
 
@@ -276,7 +357,8 @@ def concatenated(
 class Tightness:
     """The shortest latency that was asked for lately: of this period or the one before."""
 
-    def __init__(self) -> None:
+    def __init__(self, period_ms: float = TIGHTNESS_PERIOD_MS) -> None:
+        self._period_ms = period_ms
         self._period_ends_ms = 0.0
         self._this_ms = self._before_ms = NEVER
 
@@ -292,9 +374,14 @@ class Tightness:
             self._turn(now_ms)
         return self._this_ms if self._this_ms < self._before_ms else self._before_ms
 
+    @property
+    def turns_ms(self) -> float:
+        """When the present period is over."""
+        return self._period_ends_ms
+
     def _turn(self, now_ms: float) -> None:
         """A period is over."""
-        lapsed = now_ms >= self._period_ends_ms + TIGHTNESS_PERIOD_MS
+        lapsed = now_ms >= self._period_ends_ms + self._period_ms
         self._before_ms = NEVER if lapsed else self._this_ms
         self._this_ms = NEVER
-        self._period_ends_ms = now_ms + TIGHTNESS_PERIOD_MS
+        self._period_ends_ms = now_ms + self._period_ms

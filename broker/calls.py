@@ -23,7 +23,7 @@ def joining(group: Group, candidate: Candidate, call: Call, catalog: Catalog) ->
     queues = [
         queue
         for queue in group.queues.values()
-        if queue and queue.candidate.model.task == task and queue.length == call.length
+        if queue and not queue.is_offline and queue.candidate.model.task == task and queue.length == call.length
     ]
     if not queues:
         return None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import count, cycle, repeat
 
 from broker.alike import Alike
-from broker.batcher import NEVER, VariantQueue, batch_rows, concatenated, order_ms
+from broker.batcher import NEVER, OfflineQueue, VariantQueue, batch_rows, concatenated, order_ms
 from broker.calls import joining
 from broker.canary import Counts
 from broker.catalog import Candidate, Catalog, Target
@@ -33,6 +33,7 @@ from broker.explain import HEADER_CANDIDATES_MAX, explain, header_value
 from broker.fairness import Account, Fairness
 from broker.gathering import Cut, best_cut, gathered
 from broker.groups import Group
+from broker.jobs import Jobs
 from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
 from broker.prices import Prices
@@ -129,6 +130,7 @@ class Core:
         self._selector = Selector(accuracy_slack, self._prices)
         self._attempts_max = attempts_max
         self._fairness = Fairness(topic_weights)
+        self._jobs = Jobs()
         self._parked: list[tuple[float, int, Entry]] = []
         self._parks = True
         self._ready: dict[tuple[str, str], list[Worker]] = {}
@@ -157,8 +159,10 @@ class Core:
             alike: the same for all that enter at this instant.
         """
         self.ledger.open(entry)
-        if entry.latency_deadline_ms is not None:  # without one it waits behind everybody as it is
+        if entry.latency_deadline_ms is not None:
             entry.account = self._fairness.account(entry.source.record.topic)
+        else:  # it waits behind everybody as it is
+            entry.job = self._jobs.of(entry.source.record.topic, entry.query.metadata)
         if self._cancelled and self._was_cancelled(entry):
             self._reply(entry, "CANCELLED", "cancelled before it started")
         else:
@@ -531,10 +535,14 @@ class Core:
             return self._reply(entry, "INVALID_ARGUMENT", f"{target.name}: {matched}")
         entry.inputs, signature = matched
         group = self.groups[candidate.group]
-        group.queue_of(candidate, signature).add(entry)
+        queue = group.queue_of(candidate, signature, offline=entry.job is not None)
+        queue.add(entry)
         if entry.latency_deadline_ms is not None:
             latency_ms = entry.latency_deadline_ms - entry.source.arrival_ms
             group.tightness.observe(latency_ms, now_ms)
+            slack_ms = latency_ms - queue.table.sure_ms(entry.rows)
+            if slack_ms > 0:
+                group.slack.observe(slack_ms, now_ms)
             if entry.account is not None:
                 entry.account.at(group.name).tightness.observe(latency_ms, now_ms)
         return None
@@ -620,15 +628,27 @@ class Core:
         queues = list(group.queues.values())
         free = [worker for worker in group.workers.values() if worker.has_room(now_ms)]
         while free and (queues := [queue for queue in queues if queue]):
-            queue = min(queues, key=lambda q: q.head_order_ms)
+            queue = min(queues, key=lambda q: q.turn)
             able = [worker for worker in free if queue.candidate.variant in worker.ready]
+            if isinstance(queue, OfflineQueue):
+                able = [worker for worker in able if worker.has_room(now_ms, offline=True)]
             if not able:
                 queues.remove(queue)
                 continue
             worker = able[0] if len(able) == 1 else min(able, key=lambda w: w.outstanding_ms(now_ms))
+            if isinstance(queue, OfflineQueue):
+                if entries := queue.take_within(*group.offline_ms(now_ms)):
+                    self._send(worker, queue, entries, NEVER, now_ms)
+                else:
+                    group.withhold()
+                    queues.remove(queue)
+                if not worker.has_room(now_ms):
+                    free.remove(worker)
+                continue
             start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
             if len(queues) > 1 and not self.catalog.labels:
-                queue = gathered(queue, queues, worker, start_ms, block_ms, self.catalog, self._prices)
+                dated = [each for each in queues if not each.is_offline]
+                queue = gathered(queue, dated, worker, start_ms, block_ms, self.catalog, self._prices)
             cut = self._cut(queue, worker, start_ms, block_ms)
             if cut.late:
                 late = queue.take_heads(cut.late)
@@ -637,7 +657,8 @@ class Core:
                 refused += late
             if not cut.rows:
                 continue
-            self._send(worker, queue, queue.take(cut.rows, start_ms, cut.heads), block_ms, now_ms)
+            entries = queue.take(cut.rows, start_ms, cut.heads)
+            self._send(worker, queue, entries + _beside(group, queue, entries), block_ms, now_ms)
             if not worker.has_room(now_ms):
                 free.remove(worker)
 
@@ -671,7 +692,7 @@ class Core:
             entry.state, entry.place, entry.sent_ms = State.SENT, sent, now_ms
         self.statistics.queue_seconds.observe_all([(now_ms - entry.source.arrival_ms) / 1000 for entry in entries])
         self.statistics.batch_rows.observe(sent.rows)
-        times = queue.table.times(sent.rows, block_ms) if worker.is_shared else ()
+        times = queue.table.times(sent.rows, block_ms) if worker.is_shared and not sent.is_offline else ()
         self._instructions.append(Send(worker, _batch(sent, entries, times)))
 
     def _charge(self, sent: Sent) -> None:
@@ -710,6 +731,10 @@ class Core:
         sent = Sent(next(self._batches), candidate, {e.source.record: e for e in entries}, cost_ms, rows, worker)
         sent.length, sent.margin_ms = length, table.sure_ms(rows) - cost_ms
         sent.tail_ms = max(table.p99_ms(rows), cost_ms)
+        sent.is_offline = all(entry.latency_deadline_ms is None for entry in entries)
+        for entry in entries:
+            if entry.job is not None:
+                entry.job.ran(cost_ms * entry.rows / rows)
         worker.give(sent, now_ms)
         self._stragglers.expect(worker)
         if self._fairness.several:
@@ -905,6 +930,14 @@ class Core:
             return []
         entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
         return [entry] if entry is not None else []
+
+
+def _beside(group: Group, queue: VariantQueue, entries: list[Entry]) -> list[Entry]:
+    """Who waits for the same without a deadline, and fits into their batch without making it longer."""
+    offline = group.queues.get((queue.candidate.variant, queue.signature, True))
+    if not isinstance(offline, OfflineQueue) or offline.candidate is not queue.candidate:
+        return []
+    return offline.take_beside(sum([entry.rows for entry in entries]))
 
 
 def _asked(entry: Entry) -> str:

@@ -36,6 +36,8 @@ class Sent:
     """Its p99."""
     predicts: bool = False
     """Some of its queries are to be copied to a shadow."""
+    is_offline: bool = False
+    """Nobody in it has a deadline: the worker runs it when there is nothing else."""
     length: int = 0
     """That its rows are padded to; 0: they are not."""
     recalled_ms: float | None = None
@@ -73,9 +75,10 @@ class Worker:
     """What it should have loaded, and cannot."""
     draining: bool = False
     sent: dict[int, Sent] = field(default_factory=dict)
-    """By number, in the order in which they were sent."""
+    """By number, in the order in which they run, most probably: as sent, an offline one last if it has not begun."""
     ends_ms: float = 0.0
-    """When the device is predicted to have run all of it: one batch after another, without a pause."""
+    """When the device is predicted to have run all of it, one batch after another without a pause; but for an offline
+    batch that has not begun, which waits for whatever comes."""
     ran_ms: float = 0.0
     """When the device had run all that is settled, by our reckoning."""
     lag_ms: float = 0.0
@@ -86,6 +89,8 @@ class Worker:
     """From when on it is unusual that it has not told of another one."""
     room_ms: float = -NEVER
     """From when on another batch may be sent; inf: not before one of those sent is settled, or credit comes."""
+    room_offline_ms: float = -NEVER
+    """Likewise an offline one, which is no room for another one until it has begun."""
     on_change: Callable[[], None] = lambda: None
     """Called when what may be sent, or when it would run, has changed."""
     is_shared: bool = False
@@ -101,15 +106,19 @@ class Worker:
         """What the device has to do; what was sent after the batch that the worker names comes on top."""
         self.is_shared, self.others_ms, self.is_next = True, backlog.others_ms, backlog.is_next
         self.lead_ms = _lead_ms(backlog.ends_in_ms)
-        sent_ms = sum([sent.cost_ms for sent in self.sent.values() if sent.batch > backlog.batch])
+        sent_ms = sum([sent.cost_ms for sent in self._counting if sent.batch > backlog.batch])
         self.ends_ms = now_ms + backlog.ends_in_ms + sent_ms
         self._changed()
 
     def give(self, sent: Sent, now_ms: float) -> None:
         """A batch goes to this worker."""
         sent.sent_ms = now_ms
+        last = self._yielding
         self.sent[sent.batch] = sent
-        self.occupy(sent.cost_ms, now_ms)
+        if last is not None:
+            del self.sent[last.batch]
+            self.sent[last.batch] = last
+        self.occupy(0.0 if sent is self._yielding else sent.cost_ms, now_ms)
 
     def occupy(self, cost_ms: float, now_ms: float) -> None:
         """Its device has so much more to do."""
@@ -154,21 +163,35 @@ class Worker:
 
     @property
     def unsettled_ms(self) -> float:
-        """Predicted cost of what is sent and not settled; a handful of batches."""
-        return sum([sent.cost_ms for sent in self.sent.values()])
+        """Predicted cost of what is sent and not settled, but for what would wait; a handful of batches."""
+        return sum([sent.cost_ms for sent in self._counting])
 
     def start_ms(self, now_ms: float) -> float:
         """By when another batch will have started, unless what runs takes unusually long."""
-        margin_ms = next(reversed(self.sent.values())).margin_ms if self.sent else 0.0
+        margin_ms = self._counting[-1].margin_ms if self.sent else 0.0
         return max(now_ms, self.ends_ms + margin_ms)
 
     def outstanding_ms(self, now_ms: float) -> float:
         """Predicted time until the device has run all that was sent."""
         return max(0.0, self.ends_ms - now_ms)
 
-    def has_room(self, now_ms: float) -> bool:
+    def has_room(self, now_ms: float, *, offline: bool = False) -> bool:
         """Whether another batch may be sent: nothing is sent, or the last of it is about to end, and credit is left."""
-        return now_ms >= self.room_ms and not self.draining
+        return now_ms >= (self.room_offline_ms if offline else self.room_ms) and not self.draining
+
+    @property
+    def _yielding(self) -> Sent | None:
+        """An offline batch that has not begun."""
+        if len(self.sent) < 2:
+            return None
+        last = next(reversed(self.sent.values()))
+        return last if last.is_offline else None
+
+    @property
+    def _counting(self) -> list[Sent]:
+        """All but that."""
+        sent = [*self.sent.values()]
+        return sent[:-1] if len(sent) > 1 and sent[-1].is_offline else sent
 
     def _changed(self) -> None:
         if not self.sent:
@@ -176,8 +199,9 @@ class Worker:
         elif self.unsettled_ms >= self.window_ms:
             self.room_ms = NEVER
         else:
-            lead_ms = _lead_ms(next(reversed(self.sent.values())).cost_ms) if self.is_next else 0.0
+            lead_ms = _lead_ms(self._counting[-1].cost_ms) if self.is_next else 0.0
             self.room_ms = self.ends_ms - lead_ms
+        self.room_offline_ms = NEVER if self._yielding is not None else self.room_ms
         self.on_change()
 
 

@@ -39,6 +39,9 @@ BACK = 0.9
 """Of both limits: below that a topic that was ahead is not any more."""
 TIMES_FREE = 8.0
 """So many times the room that is left a topic may take of the broker."""
+OFFLINE_SHARE = 1 / 4
+"""Of the broker's room, that queries without a deadline may take: more than devices run in a moment, so that they never
+wait for Kafka, and little beside what comes with one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -152,6 +155,18 @@ def crowding(held: Mapping[str, float]) -> set[str]:
     """
     free = 1.0 - sum(held.values())
     return {topic for topic, part in held.items() if part > TIMES_FREE * free}
+
+
+def readable(topics: Collection[str], held: Mapping[str, float], offline: str) -> list[str]:
+    """Of these topics, all but those that take most of the room, if there are others; of the offline one little waits.
+
+    Args:
+        held: as for :func:`crowding`.
+    """
+    crowded = crowding(held) if len(topics) > 1 else set()
+    if held.get(offline, 0.0) >= OFFLINE_SHARE:
+        crowded.add(offline)
+    return [topic for topic in topics if topic not in crowded]
 
 
 def share(amount: float, wanted: Mapping[Key, float], weights: Mapping[Key, float]) -> dict[Key, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from broker.batcher import BEHIND_MS, NEVER, Tightness, VariantQueue
+from broker.batcher import BEHIND_MS, NEVER, OfflineQueue, Tightness, VariantQueue
 from broker.catalog import Candidate, Signature
 from broker.devices import Worker
 from modelless.frames import Demand
@@ -17,6 +17,10 @@ from modelless.frames import Demand
 DEMAND_INTERVAL_MS = 10.0
 DEMAND_ENDS_MS = 500.0
 """Demand is told at once when it begins and taken back only after so long: it comes in waves."""
+OFFLINE_SHARE, OFFLINE_SHARE_MAX = 0.5, 0.8
+"""Of the time that the most urgent query has to spare, an offline batch may take, and one query alone; the rest is for
+whoever else comes meanwhile, and for the ways there and back."""
+SLACK_PERIOD_MS = 15_000.0
 DEMAND_SHARED_MS = 5.0
 """Likewise both where other brokers send to the same workers: they wait for whoever is the most urgent."""
 
@@ -40,8 +44,13 @@ class Group:
         self.name, self._on_change = name, on_change
         self.workers: dict[str, Worker] = {}
         """By incarnation."""
-        self.queues: dict[tuple[str, Signature], VariantQueue] = {}
+        self.queues: dict[tuple[str, Signature, bool], VariantQueue] = {}
+        """By variant, shape of a row, and whether they have no deadline."""
         self.tightness = Tightness()
+        self.slack = Tightness(SLACK_PERIOD_MS)
+        """Likewise less the time that it runs alone."""
+        self._withheld_ms = -NEVER
+        """Until when what waits offline is too long to begin."""
         self._told_ms = self._told_backlog_ms = 0.0
         """When its workers were told how much waits for them, and how much it was."""
         self._crews: list[list[Worker]] = []
@@ -54,7 +63,8 @@ class Group:
         """When the first of each of these teams has, as long: all that counts while nothing waits here."""
         self._others_ms = 0.0
         """Each one's part of what other brokers have queued."""
-        self._rooms_ms: list[float] | None = None
+        self._rooms_ms: list[tuple[float, float]] | None = None
+        """Of each crew: with a deadline, and without."""
         self._overdue_ms: float | None = None
         self._waiting: list[tuple[VariantQueue, _Team]] | None = None
         """What somebody waits in, until a queue has another head; so is the next one."""
@@ -89,12 +99,13 @@ class Group:
     def ready(self, variant: str) -> list[Worker]:
         return [w for w in self.workers.values() if variant in w.ready and not w.draining]
 
-    def queue_of(self, candidate: Candidate, signature: Signature) -> VariantQueue:
+    def queue_of(self, candidate: Candidate, signature: Signature, *, offline: bool = False) -> VariantQueue:
         """Where an entry waits for a candidate of this group."""
-        queue = self.queues.get((candidate.variant, signature))
+        key = candidate.variant, signature, offline
+        queue = self.queues.get(key)
         if queue is None:
-            queue = VariantQueue(candidate, signature, self._queue_changed)
-            self.queues[candidate.variant, signature] = queue
+            made = OfflineQueue if offline else VariantQueue
+            queue = self.queues[key] = made(candidate, signature, self._queue_changed)
         return queue
 
     def drop_empty(self) -> None:
@@ -105,6 +116,7 @@ class Group:
 
     def _worker_changed(self) -> None:
         self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
+        self._withheld_ms = -NEVER
         self._firsts_end_ms.clear()
         self._on_change()
 
@@ -112,6 +124,7 @@ class Group:
         self._ahead_ms = None
         if head:
             self._waiting = self._head_ms = self._send_ms = None
+            self._withheld_ms = -NEVER
             self._may_be_empty = True
             self._on_change()
 
@@ -126,6 +139,15 @@ class Group:
         devices = len(self.workers)
         return (devices + 1) / (devices + 2) * self.tightness.latency_ms(now_ms)
 
+    def offline_ms(self, now_ms: float) -> tuple[float, float]:
+        """How long an offline batch, and one query alone, may take: who comes just after it began waits for its end."""
+        slack_ms = self.slack.latency_ms(now_ms)
+        return OFFLINE_SHARE * slack_ms, OFFLINE_SHARE_MAX * slack_ms
+
+    def withhold(self) -> None:
+        """What waits offline takes longer than that, until less is asked for."""
+        self._withheld_ms, self._send_ms = self.slack.turns_ms, None
+
     @property
     def head_ms(self) -> float:
         """The earliest deadline of all that waits; inf: none."""
@@ -139,12 +161,23 @@ class Group:
         if self._send_ms is None:
             waiting = self._queues_waiting()
             if self._rooms_ms is None:
+                there = [[worker for worker in crew if not worker.draining] for crew in self._crews]
                 self._rooms_ms = [
-                    min([worker.room_ms for worker in crew if not worker.draining], default=NEVER)
-                    for crew in self._crews
+                    (
+                        min([worker.room_ms for worker in crew], default=NEVER),
+                        min([worker.room_offline_ms for worker in crew], default=NEVER),
+                    )
+                    for crew in there
                 ]
-            rooms_ms = self._rooms_ms
-            self._send_ms = min([rooms_ms[crew] for _, team in waiting for crew in team.crews], default=NEVER)
+            rooms_ms, withheld_ms = self._rooms_ms, self._withheld_ms
+            self._send_ms = min(
+                [
+                    max(rooms_ms[crew][1], withheld_ms) if queue.is_offline else rooms_ms[crew][0]
+                    for queue, team in waiting
+                    for crew in team.crews
+                ],
+                default=NEVER,
+            )
         return self._send_ms
 
     @property
@@ -181,7 +214,7 @@ class Group:
         """What its workers are to be told now of what waits for them; None: nothing new."""
         if now_ms < self._tell_ms:
             return None
-        backlog_ms = self.backlog_ms
+        backlog_ms = self._backlog_ms(offline=False) or self._backlog_ms(offline=True)
         if backlog_ms == self._told_backlog_ms:
             return None
         self._told_ms, self._told_backlog_ms = now_ms, backlog_ms
@@ -190,7 +223,11 @@ class Group:
     @property
     def backlog_ms(self) -> float:
         """Predicted work that waits."""
-        return sum([queue.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
+        return self._backlog_ms(offline=False) + self._backlog_ms(offline=True)
+
+    def _backlog_ms(self, *, offline: bool) -> float:
+        queues = [queue for queue in self.queues.values() if queue and queue.is_offline == offline]
+        return sum([queue.table.queue_ms(queue.rows) for queue in queues])
 
     def pressure(self, now_ms: float) -> tuple[float, float]:
         """(predicted ms of work that waits and has a deadline, for how long the most urgent of it has waited, ms)."""

@@ -27,6 +27,7 @@ from modelless.tensors import Tensor
 
 if TYPE_CHECKING:
     from broker.fairness import Account
+    from broker.jobs import Job
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -103,8 +104,10 @@ class Entry:
     """The queue that it waits in, the batch that it was sent with, or None."""
     account: Account | None = None
     """Its topic's, where there are several to be fair to."""
+    job: Job | None = None
+    """That it belongs to, where it has no deadline."""
     charged_ms: float = 0.0
-    """To the account, while it waits."""
+    """To the account or the job, while it waits."""
     within_quota: bool = False
     """It was charged to its tenant's quota, if there is one."""
     sent_ms: float = 0.0

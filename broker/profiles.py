@@ -104,6 +104,15 @@ class LatencyTable:
                 return max(size, rows_min)
         return rows_min
 
+    def rows_lasting(self, ms: float) -> int:
+        """The largest profiled size that is useful and surely takes no longer; 0: none."""
+        return next((size for size in self._sizes_useful if self.sure_ms(size) <= ms), 0)
+
+    def rows_as_quick(self, rows: int) -> int:
+        """The most rows, of a profiled size, that take no longer than these."""
+        ms = self.p50_ms(rows)
+        return next((size for size in self._sizes_useful if size > rows and self.p50_ms(size) <= ms), rows)
+
     def times(self, rows: int, block_ms: float = inf) -> tuple[tuple[int, float], ...]:
         """(rows, ms that they surely take): these and, ascending, larger sizes as of :meth:`rows_within`."""
         larger = [

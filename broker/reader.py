@@ -6,7 +6,7 @@ sees each partition's records exactly in order; what was fetched across a change
 stops while the broker holds its maximum of queries or bytes and goes on at three quarters.
 
 Topics are read in turn, and one that takes most of the broker's room is not read on: neither what is buffered of a
-flood nor what waits of it keeps the others from being read.
+flood nor what waits of it keeps the others from being read. The offline topic is read no further than to a part of it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
-from broker.fairness import crowding
+from broker.fairness import readable
 from broker.fetching import Fetched, fetch
 from broker.ledger import Ledger
 from broker.pace import Fetch, Pace
 from broker.rescue import Unreadable, record_of
 from modelless.config import Config
 from modelless.kafka import make_admin, make_consumer, raise_if_cancelled, stop_within
+from modelless.topics import Topics
 
 _log = structlog.get_logger(__name__)
 
@@ -358,15 +359,15 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _readable(self, topics: Collection[str]) -> list[str]:
         """Of these, all but those that take most of the room, if there are others."""
-        if len(topics) < 2:
+        offline = Topics(self._config.kafka.topic_prefix).offline
+        if len(topics) < 2 and offline not in topics:
             self.paused = False
             return list(topics)
         limit, limit_bytes = self._config.broker.in_flight_max, self._config.broker.memory_mb_max << 20
         held = {topic: max(n / limit, size / limit_bytes) for topic, (n, size) in self._ledger.held().items()}
-        crowded = crowding(held)
-        readable = [topic for topic in topics if topic not in crowded]
-        self.paused = len(readable) < len(topics)
-        return readable
+        found = readable(topics, held, offline)
+        self.paused = any(topic not in found for topic in topics if topic != offline)
+        return found
 
     async def _room(self) -> None:
         """Wait while the broker is full."""

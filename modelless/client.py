@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 from modelless.client_core import (
+    OFFLINE_WAIT_MS,
     ClientStatistics,
     Outstanding,
     Result,
@@ -102,6 +103,8 @@ class Ask(TypedDict, total=False):
     """Kafka key of the query and of its reply."""
     timeout_s: float | None
     """How long to wait for the reply; default: the latency bound and 5 s for the error reply to arrive."""
+    offline: bool
+    """Best effort: runs where what has a deadline leaves room; waits for days unless a latency is stated."""
 
 
 class _Pending(asyncio.Future[Result]):
@@ -173,7 +176,7 @@ class Client:
         self._outbox_filled = asyncio.Event()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._bound_topics: frozenset[str] = frozenset()
-        self._takes_feedback = False
+        self._takes_feedback = self._takes_offline = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ms = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -262,7 +265,9 @@ class Client:
             )
         self._partitions = len(cluster.partitions_for_topic(self._topics.replies) or ())
         self._bound_topics = frozenset(name for name in names if self._topics.task_of(name))
-        self._takes_feedback = self._topics.feedback in names
+        self._takes_feedback, self._takes_offline = (
+            name in names for name in (self._topics.feedback, self._topics.offline)
+        )
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -299,11 +304,16 @@ class Client:
             raise ResourceExhaustedError("too many queries are outstanding at this client: await some of them first")
         key = ask.pop("key", None)
         timeout_s = ask.pop("timeout_s", None)
+        is_offline = ask.pop("offline", False)
+        if is_offline and not self._takes_offline:
+            raise UnavailableError(
+                f"there is no topic {self._topics.offline}: create it with `modelless check --create`"
+            )
         query = self._make_query(inputs, ask)
         pending = _Pending(
             self,
             query.id,
-            self._topic_for(query.task),
+            self._topics.offline if is_offline else self._topic_for(query.task),
             key.encode() if isinstance(key, str) else key,
             encode_query(query),
         )
@@ -312,7 +322,12 @@ class Client:
                 f"the query takes {pending.size_bytes} bytes, more than kafka.request_bytes_max "
                 f"({self._config.kafka.request_bytes_max}): send fewer rows at a time"
             )
-        bound_ms = wait_ms(query.latency_ms_max, query.on_miss) if timeout_s is None else timeout_s * 1000
+        if timeout_s is not None:
+            bound_ms = timeout_s * 1000
+        elif is_offline and query.latency_ms_max is None:
+            bound_ms = OFFLINE_WAIT_MS
+        else:
+            bound_ms = wait_ms(query.latency_ms_max, query.on_miss)
         self._outstanding.add(pending, pending.started_s * 1000 + bound_ms)
         self._arm()
         self._outbox.append(pending)

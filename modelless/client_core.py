@@ -31,6 +31,8 @@ LATENCY_MS_DEFAULT = 30_000.0
 """What brokers take for queries that state no latency, unless the operator says otherwise."""
 GRACE_MS = 5_000.0
 """For the way back: how long after its deadline a query's own error reply is still waited for."""
+OFFLINE_WAIT_MS = 7 * 24 * 3_600_000.0
+"""For the reply to a query without a deadline: as long as its topic keeps it by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,7 +344,7 @@ class Ours:
         source = Source(record, None, None, (), query.arrival_ms)
         address = Address(str(query.index), "", None, "msgpack")
         entry = Entry(source, asked, address, 1, 64, None, None, None)
-        set_deadlines(entry, LATENCY_MS_DEFAULT)
+        set_deadlines(entry, LATENCY_MS_DEFAULT, is_offline=latency_ms == INF)
         return entry
 
     # --- what happens ---------------------------------------------------------------------------------------------

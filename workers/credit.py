@@ -4,7 +4,8 @@ One **cap** for the device: just enough that it never waits, the batch that runs
 only make small batches of what could still become large ones. A broker counts a batch until its replies are in Kafka,
 so what has left the device and waits for that is added to the window of the broker that sent it.
 
-The cap is divided by **urgency**: a broker's queued milliseconds over the slack to its earliest deadline. Every
+The cap is divided by **urgency**: a broker's queued milliseconds over the slack to its earliest deadline; work without
+a deadline counts only where nobody has any other. Every
 broker keeps a floor, so that one that announces nothing yet can start at once.
 """
 
@@ -45,12 +46,18 @@ def divide(cap_ms: float, demands: Mapping[Link, Demand | None], now_ms: float) 
     if not demands:
         return {}
     floor_ms = cap_ms * FLOOR_SHARE / len(demands)
-    urgencies = {link: _urgency(demand, now_ms) for link, demand in demands.items()}
+    urgencies = {link: _urgency(demand, now_ms) for link, demand in demands.items() if not _is_offline(demand)}
+    if not any(urgencies.values()):
+        urgencies = {link: _urgency(demand, now_ms) for link, demand in demands.items()}
     total = sum(urgencies.values())
     if total <= 0.0:
         return dict.fromkeys(demands, cap_ms / len(demands))
     rest_ms = cap_ms * (1.0 - FLOOR_SHARE)
-    return {link: floor_ms + rest_ms * (urgency / total) for link, urgency in urgencies.items()}
+    return {link: floor_ms + rest_ms * (urgencies.get(link, 0.0) / total) for link in demands}
+
+
+def _is_offline(demand: Demand | None) -> bool:
+    return demand is not None and demand.deadline_ms is None
 
 
 def _urgency(demand: Demand | None, now_ms: float) -> float:

@@ -167,6 +167,12 @@ class _Piece:
         items = self.held.batch.items
         return sum([items[i].rows for i in self.indices])
 
+    @property
+    def is_offline(self) -> bool:
+        """Waits for whatever has a deadline."""
+        items = self.held.batch.items
+        return self.deadline_ms == inf and all(items[i].latency_deadline_ms is None for i in self.indices)
+
 
 @dataclass(slots=True)
 class _Link:
@@ -190,7 +196,9 @@ class _Link:
 
     @property
     def queued_ms(self) -> float:
-        return self.demand.backlog_ms if self.demand is not None else 0.0
+        """With a deadline."""
+        of = self.demand
+        return of.backlog_ms if of is not None and of.deadline_ms is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,7 +474,7 @@ class DeviceQueue:
         runnable = [piece for piece in self._pieces if self._runnable(piece)]
         if not runnable:
             return
-        runnable.sort(key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.order))
+        runnable.sort(key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.is_offline, p.order))
         pieces = self._running = (runnable[0], *self._company(runnable[0], runnable[1:], now_ms))
         self._pieces = [piece for piece in self._pieces if piece not in pieces]
         if len(self._links) > 1:
@@ -620,7 +628,7 @@ class DeviceQueue:
 
     def _tell_backlog(self, now_ms: float) -> None:
         """To each broker that is wrong about it, since others sent something or something took another time."""
-        backlog_ms = sum([_cost_ms(piece) for piece in self._pieces])
+        backlog_ms = sum([_cost_ms(piece) for piece in self._pieces if not piece.is_offline])
         if self._running:
             backlog_ms += max(0.0, self._run_ends_ms - now_ms)
         queued_ms = sum([link.queued_ms for link in self._links.values()])

@@ -14,7 +14,7 @@ from modelless.errors import ModellessError
 # Subcommand modules, in the order of `--help`. Each has `register(app)`.
 _MODULES = (
     "demo", "up", "kafka", "broker", "worker", "provisioner", "check", "register", "models", "explain", "label",
-    "query", "status", "plan", "usage", "simulate",
+    "query", "job", "status", "plan", "usage", "simulate",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -37,6 +37,7 @@ PURE = frozenset(
         "broker.gathering",
         "broker.groups",
         "broker.intake",
+        "broker.jobs",
         "broker.ledger",
         "broker.offsets",
         "broker.placement",

@@ -45,6 +45,11 @@ def masked() -> nn.Module:
     return Masked()
 
 
+def remembering() -> nn.Module:
+    """Buffers that the factory makes and no file holds."""
+    return Remembering()
+
+
 def write(factory: str, path: Path) -> nn.Module:
     """Random weights, the same every time, at ``path``; the network that has them."""
     import safetensors.torch
@@ -93,3 +98,18 @@ class Masked(nn.Module):
         embedded = self.table(tokens) * mask.unsqueeze(-1)
         pooled = embedded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return self.head(pooled), self.head(embedded)
+
+
+class Remembering(nn.Module):
+    """With buffers that are not in the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 10)
+        self.bias_half = nn.Parameter(torch.zeros(10))
+        self.register_buffer("noise", torch.empty(1000).normal_(), persistent=False)
+        self.register_buffer("ones", nn.init.ones_(torch.empty(10)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(x.flatten(1)) + self.bias_half * self.ones
+        return found

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from broker.batcher import BEHIND_MS, NEVER, VariantQueue
 from broker.catalog import Candidate
 from broker.core import Reply, Send
-from broker.fairness import Account, Fairness, crowding, share
+from broker.fairness import Account, Fairness, crowding, readable, share
 from broker.profiles import LatencyTable
 from modelless import frames
 
@@ -256,3 +256,11 @@ def test_a_topic_that_takes_most_of_the_room_is_read_no_further() -> None:
     assert crowding({"a": 0.89, "b": 0.0}) == {"a"}
     assert crowding({"a": 0.6, "b": 0.33}) == {"a"}
     assert crowding({"a": 0.5, "b": 0.46}) == {"a", "b"}
+
+
+def test_of_the_offline_topic_no_more_is_read_than_a_part_of_the_room() -> None:
+    assert readable(["off", "q"], {"off": 0.2}, "off") == ["off", "q"]
+    assert readable(["off", "q"], {"off": 0.25, "q": 0.1}, "off") == ["q"]
+    assert readable(["off"], {"off": 0.25}, "off") == [], "alone, too: the rest waits in Kafka"
+    assert readable(["q"], {"q": 0.99}, "off") == ["q"]
+    assert readable(["q", "r"], {"q": 0.95}, "off") == ["r"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tiny_networks
 import torch
 from numpy.typing import NDArray
@@ -255,3 +256,29 @@ async def test_a_network_of_rows_that_are_padded(
             for got, want in zip(outputs, expected, strict=True):
                 assert got.shape == tuple(want.shape)
                 assert np.allclose(np.frombuffer(got.data, "<f4").reshape(got.shape), want.numpy(), atol=1e-5)
+
+
+def test_weights_stay_in_the_file_and_nothing_else_of_the_network_changes(tmp_path: Path) -> None:
+    """Mapped and shared; a buffer that is made by the factory, and drawn at random, is as the factory makes it."""
+    from workers.formats import torch_module
+
+    path = tmp_path / "w.safetensors"
+    expected = tiny_networks.write("remembering", path)
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(weights | {"bias_half": weights["bias_half"].half()}, path)
+    source = Source(path, (X,), (Y,), "tiny_networks:remembering", ("tiny_networks",), None)
+    torch.manual_seed(0)
+    module = torch_module.network(source, mapped=True).module
+    mapped = [
+        [int(end, 16) for end in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(path))
+    ]
+    for name, tensor in module.named_parameters():
+        assert torch.equal(tensor, expected.get_parameter(name))
+        if name != "bias_half":
+            assert any(start <= tensor.data_ptr() < end for start, end in mapped), f"{name} is a copy"
+    assert module.get_parameter("bias_half").dtype == torch.float32, "what the file holds takes the module's type"
+    assert module.get_buffer("noise").std() > 0.5
+    with torch.inference_mode():
+        assert torch.equal(module.get_buffer("ones"), expected.get_buffer("ones"))

@@ -164,3 +164,20 @@ def test_pickles_are_refused_under_every_name(config: Config, tmp_path: Path, ex
 def test_files_that_are_not_what_they_say(config: Config, tmp_path: Path, name: str, data: bytes) -> None:
     with pytest.raises(InvalidArgumentError, match=rf"^{name}: "):
         store.put(config, write(tmp_path / name, data))
+
+
+def test_what_this_process_has_verified_is_not_read_again_until_somebody_writes_to_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, sha256, _ = store.put(config, write(tmp_path / "m.csv", EMULATED))
+    local = store.fetch(config, url, sha256)
+    read: list[Path] = []
+    real = store.file_sha256
+    monkeypatch.setattr(store, "file_sha256", lambda path: (read.append(path), real(path))[1])
+    assert store.fetch(config, url, sha256) == local
+    assert read == []
+    of = local.stat()
+    local.write_bytes(EMULATED[::-1])
+    os.utime(local, ns=(of.st_atime_ns, of.st_mtime_ns))
+    assert store.fetch(config, url, sha256).read_bytes() == EMULATED, "as long, and as old as before, and noticed"
+    assert read == [local]

@@ -686,7 +686,9 @@ def test_several_brokers_are_told_what_the_device_has_to_do_and_one_alone_is_not
     assert frames[2] == Backlog(30.0, 0, 0.0, True)
     assert told(queue, 2) == {}, "they know"
     queue.demand(1, Demand(80.0, None))
-    assert told(queue, 11) == {2: Backlog(20.0, 0, 80.0, True)}
+    assert told(queue, 11) == {}, "what has no deadline waits for theirs"
+    queue.demand(1, Demand(80.0, 900.0))
+    assert told(queue, 11) == {2: Backlog(20.0, 0, 80.0, False)}
     queue.ran(11.0)
     assert {link: frame.ends_in_ms for link, frame in told(queue, 12).items()} == {1: 0.0, 2: 0.0}
     alone = make_queue(1)
@@ -737,7 +739,7 @@ def test_who_has_work_queued_is_called_to_fill_up_what_waits() -> None:
         return {i.link: i.frame for i in queue.poll(now_ms) if isinstance(i, Tell) and isinstance(i.frame, Call)}
 
     queue = make_queue(1, 2, 3)
-    queue.demand(2, Demand(80.0, None))
+    queue.demand(2, Demand(80.0, 900.0))
     queue.push(3, batch(1, [item(1)]))
     queue.poll(0)
     queue.push(1, part(1, [item(2)]))

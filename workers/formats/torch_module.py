@@ -2,6 +2,9 @@
 
 Builder ``torch-fp32``: as it is, eagerly. All that is made of such a model, here and by the exporting builders, starts
 with :func:`network`: one module with the inputs and outputs as declared, whatever it computes in, stopped at one exit.
+
+On a CPU it leaves its weights where they are in the file, mapped into memory: they are read when they are used first,
+and all processes of the machine that serve a model from the same file share one copy of them.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from torch.overrides import TorchFunctionMode
 
 from modelless.tensors import NUMPY_DTYPES
 from workers.formats import Array, FormatError, Source, refuse_foreign
@@ -27,11 +32,15 @@ def load(source: Source, built: Path | None, device: str, threads: int) -> Torch
 def load_as(dtype: torch.dtype | None, source: Source, device: str, threads: int) -> TorchModel:
     """Eagerly, in a reduced precision; None: as the factory made it."""
     torch.set_num_threads(threads)
-    return TorchModel(network(source, device, dtype), source, device)
+    return TorchModel(network(source, device, dtype, mapped=True), source, device)
 
 
-def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = None) -> Network:
-    """The source's network on the device, for inference. Raises FormatError as :func:`load` does."""
+def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = None, *, mapped: bool = False) -> Network:
+    """The source's network on the device, for inference. Raises FormatError as :func:`load` does.
+
+    Args:
+        mapped: its weights may be views of the file: to be run, but exporters look at a tensor's whole storage.
+    """
     refuse_foreign(source.path, ".safetensors")
     if device != "cpu" and not torch.cuda.is_available():
         raise FormatError("this torch sees no CUDA device; check the driver, or register it for a cpu group")
@@ -41,7 +50,9 @@ def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = Non
     except Exception as error:
         raise FormatError(f"safetensors cannot read it: {error}") from None
     try:
-        module.load_state_dict(weights, strict=True)
+        dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+        weights = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in weights.items()}
+        module.load_state_dict(weights, strict=True, assign=mapped)
     except RuntimeError as error:
         raise FormatError(f"the weights do not fit {source.factory}: {' '.join(str(error).split())[:500]}") from None
     if source.exit is not None and "exit" not in inspect.signature(module.forward).parameters:
@@ -49,6 +60,32 @@ def network(source: Source, device: str = "cpu", dtype: torch.dtype | None = Non
             f"model.toml says that {source.factory} has several exits; then its forward must take `exit: int | None`"
         )
     return Network(module.eval().requires_grad_(False).to(device, dtype), source, dtype).eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Parameters are not filled with random numbers: all of them are loaded afterwards, and for a large module it takes
+    longer than all the rest."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, torch.nn.Parameter):
+                return tensor
+        return func(*args, **kwargs)
+
+
+_RANDOM = frozenset(
+    {
+        torch.nn.init.uniform_,
+        torch.nn.init.normal_,
+        torch.nn.init.kaiming_uniform_,
+        torch.Tensor.uniform_,
+        torch.Tensor.normal_,
+    }
+)
 
 
 class Network(torch.nn.Module):
@@ -125,7 +162,9 @@ def _from_factory(factory: str | None, allowed: Sequence[str]) -> torch.nn.Modul
         raise FormatError(f"factory {factory!r} is not allowed here; add its module to worker.factories_allowed")
     module_name, _, function = factory.partition(":")
     try:
-        module = getattr(importlib.import_module(module_name), function)()
+        make = getattr(importlib.import_module(module_name), function)
+        with _Uninitialised():
+            module = make()
     except Exception as error:  # the operator's code; whatever it raises is what they need to read
         raise FormatError(f"factory {factory!r} failed: {type(error).__name__}: {error}") from None
     if not isinstance(module, torch.nn.Module):
