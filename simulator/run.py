@@ -29,7 +29,7 @@ from simulator.files import (
 )
 from simulator.ours import Ours
 from simulator.picture import draw
-from simulator.report import Report, beside, report, write_json, write_loads, write_log
+from simulator.report import Report, beside, report, write_json, write_loads, write_log, write_rentals
 from simulator.rivals import RIVALS
 from simulator.scenario import Played, Scenario, play
 from simulator.world import Policy
@@ -197,6 +197,8 @@ def _play_all(
 def _write_log(path: Path, played: Played, placement: Placement | None) -> None:
     write_log(path, played.queries)
     write_loads(beside(path, "loads"), played.loads)
+    if any(spec.scales for spec in played.scenario.fleet):
+        write_rentals(beside(path, "workers"), played.rentals)
     if placement is not None:
         write_placement(beside(path, "placement"), placement)
 
