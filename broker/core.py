@@ -37,6 +37,7 @@ from broker.ledger import Entry, Ledger, State
 from broker.planner import PlannedWorker, Situation
 from broker.prices import Prices
 from broker.ranking import Teams
+from broker.scaler import Scaling
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
 from broker.statistics import Shed, ShedReason, Statistics
@@ -378,11 +379,26 @@ class Core:
         """What this broker is asked for."""
         return self._demand.rates(now_ms)
 
-    def situation(self, now_ms: float, wants: Mapping[str, float], demand: Sequence[Demanded]) -> Situation:
+    def surges(self, now_ms: float) -> bool:
+        """It is asked for much more than it told last."""
+        return self._demand.surges(now_ms)
+
+    def pressure(self, now_ms: float) -> dict[str, tuple[float, float]]:
+        """By group, :meth:`broker.groups.Group.pressure`."""
+        return {name: group.pressure(now_ms) for name, group in self.groups.items()}
+
+    def situation(
+        self,
+        now_ms: float,
+        wants: Mapping[str, float],
+        demand: Sequence[Demanded],
+        scaling: Mapping[str, Scaling] | None = None,
+    ) -> Situation:
         """What there is to plan for, as copies: the planner works beside the loop.
 
         Args:
             wants, demand: of all brokers together.
+            scaling: groups whose number of workers is the planner's choice.
         """
         catalog = self.catalog
         names = {model.name for model in catalog.models.values()}
@@ -390,9 +406,10 @@ class Core:
             dict(catalog.models),
             dict(catalog.profiles),
             [
-                PlannedWorker(worker.name, worker.group, worker.memory_bytes_max, worker.builders)
+                PlannedWorker(
+                    worker.name, worker.group, worker.memory_bytes_max, worker.builders, worker.ready, worker.draining
+                )
                 for worker in self.workers()
-                if not worker.draining
             ],
             labels=dict(catalog.labels),
             served={name: of.key for name in names if (of := catalog.served(name)) is not None},
@@ -402,6 +419,8 @@ class Core:
             drifted=self.conditions.drifted(now_ms),
             demand=demand,
             prices_per_hour={worker.group: worker.price_per_hour for worker in self.workers()},
+            scaling=scaling or {},
+            slowness={group: usual.slowness for group, usual in catalog.usual(now_ms).items()},
         )
 
     def workers(self) -> list[Worker]:

@@ -8,7 +8,8 @@ exactly. (Rounded to a step, a class could ask for less time, or more accuracy, 
 its queries.)
 
 A rate is an exponentially weighted mean over the time between two looks, over the weights that there was time for:
-exact for what is constant from the first look on, and forgotten within some tens of seconds when it is over.
+exact for what is constant from the first look on, and forgotten within some tens of seconds when it is over. What rises
+beyond chance is believed at once: no rate is below what the last look saw less three standard deviations.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp, floor, inf, log
+from math import exp, floor, inf, log, sqrt
 
 from modelless.messages import Demanded, Prefer, Query
 
@@ -32,6 +33,10 @@ LATENCY_MS_MIN = 1e-3
 ACCURACY_STEPS = 1000
 FIRST_LOOK_MS = 500.0
 """What is taken to have passed when nobody looked before."""
+CHANCE = 3.0
+"""Standard deviations of the number of queries."""
+SURGE, SURGE_ROWS_MIN = 1.5, 3.0
+"""More than so many times what was expected since the last look, plus so many rows, are worth to be told at once."""
 _FORGOTTEN = 0.01
 """Rows a second."""
 _LOG_STEP = log(LATENCY_STEP)
@@ -43,7 +48,8 @@ Key = tuple[str, int | None, int, Prefer, bool]
 @dataclass(slots=True)
 class _Class:
     rows: int = 0
-    """Since the last look; so are the next two."""
+    """Since the last look; so are the next three."""
+    queries: int = 0
     latency_ms: float = inf
     accuracy: float = 0.0
     rate: float = 0.0
@@ -51,6 +57,11 @@ class _Class:
     """The shortest latency and the highest floor at the last look that saw any."""
     strictest: tuple[float, float] = inf, 0.0
     """Of the last two such looks."""
+
+    @property
+    def surely(self) -> float:
+        """Of the rows since the last look, those that are not chance."""
+        return self.rows * max(0.0, 1 - CHANCE / sqrt(self.queries)) if self.queries else 0.0
 
 
 class DemandMeter:
@@ -70,7 +81,7 @@ class DemandMeter:
             latency_ms: from its log time to its deadline; infinite: none.
         """
         assert query.task is not None
-        key = _key(query.task, latency_ms, accuracy_floor, query.prefer, query.on_miss == "degrade")
+        key = class_key(query.task, latency_ms, accuracy_floor, query.prefer, query.on_miss == "degrade")
         of = self._classes.get(key)
         if of is None:
             if len(self._classes) >= COUNTED_MAX:
@@ -78,6 +89,7 @@ class DemandMeter:
                 return
             of = self._classes[key] = _Class()
         of.rows += rows
+        of.queries += 1
         if latency_ms < of.latency_ms:
             of.latency_ms = latency_ms
         if accuracy_floor > of.accuracy:
@@ -93,8 +105,8 @@ class DemandMeter:
         passed_ms = now_ms - self._looked_ms
         if passed_ms > 0:
             self._looked_ms = now_ms
-            self._look(passed_ms)
-        seen = 1 - exp((self._began_ms - now_ms) / MEMORY_MS)
+            self._look(passed_ms, now_ms)
+        seen = self._seen(now_ms)
         told = [item for item in self._classes.items() if item[1].rate > 0]
         return tuple(
             Demanded(
@@ -108,17 +120,31 @@ class DemandMeter:
             for (task, steps, _, prefer, degrades), of in told
         )
 
-    def _look(self, passed_ms: float) -> None:
-        kept = exp(-passed_ms / MEMORY_MS)
+    def surges(self, now_ms: float) -> bool:
+        """Much more has come since the last look than was to be expected, and than is chance."""
+        if self._looked_ms is None:
+            return any(of.surely > SURGE_ROWS_MIN for of in self._classes.values())
+        passed_s, seen = (now_ms - self._looked_ms) / 1000, self._seen(self._looked_ms)
+        return any(
+            of.surely > SURGE * of.rate / seen * passed_s + SURGE_ROWS_MIN for of in self._classes.values() if of.rows
+        )
+
+    def _seen(self, now_ms: float) -> float:
+        """The sum of all weights so far."""
+        return 1 - exp((self._began_ms - now_ms) / MEMORY_MS)
+
+    def _look(self, passed_ms: float, now_ms: float) -> None:
+        kept, seen = exp(-passed_ms / MEMORY_MS), self._seen(now_ms)
         volume: dict[str, float] = {}
         for (task, *_), of in self._classes.items():
-            of.rate = kept * of.rate + (1 - kept) * of.rows * 1000 / passed_ms
+            rate = kept * of.rate + (1 - kept) * of.rows * 1000 / passed_ms
+            of.rate = max(rate, seen * of.surely * 1000 / passed_ms)
             volume[task] = volume.get(task, 0.0) + of.rate
             if of.rows:
                 now = of.latency_ms, of.accuracy
                 of.strictest = min(now[0], of.before[0]), max(now[1], of.before[1])
                 of.before = now
-                of.rows, of.latency_ms, of.accuracy = 0, inf, 0.0
+                of.rows, of.queries, of.latency_ms, of.accuracy = 0, 0, inf, 0.0
         for task, rows in self._beyond.items():
             volume[task] = volume.get(task, 0.0) + (1 - kept) * rows * 1000 / passed_ms
         self._beyond.clear()
@@ -140,7 +166,7 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
     classes: dict[Key, Demanded] = {}
     for each in demands:
         latency_ms = inf if each.latency_ms is None else each.latency_ms
-        key = _key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
+        key = class_key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
         known = classes.get(key)
         if known is None:
             classes[key] = each
@@ -157,6 +183,7 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
 
 
 @lru_cache(4096)
-def _key(task: str, latency_ms: float, accuracy: float, prefer: Prefer, degrades: bool) -> Key:
+def class_key(task: str, latency_ms: float, accuracy: float, prefer: Prefer, degrades: bool) -> Key:
+    """The class of a query, and of what is told of it. ``latency_ms`` infinite: none."""
     steps = floor(log(max(latency_ms, LATENCY_MS_MIN)) / _LOG_STEP + 1e-9) if latency_ms < inf else None
     return task, steps, floor(accuracy * ACCURACY_STEPS + 1e-9), prefer, degrades

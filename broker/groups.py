@@ -192,6 +192,12 @@ class Group:
         """Predicted work that waits."""
         return sum([queue.table.queue_ms(queue.rows) for queue in self.queues.values() if queue])
 
+    def pressure(self, now_ms: float) -> tuple[float, float]:
+        """(predicted ms of work that waits and has a deadline, for how long the most urgent of it has waited, ms)."""
+        urgent = [queue for queue in self.queues.values() if queue.head_order_ms < NEVER]
+        backlog_ms = sum([queue.ahead_ms(2 * BEHIND_MS, self.block_ms(now_ms)) for queue in urgent])
+        return backlog_ms, max([now_ms - queue.head.source.arrival_ms for queue in urgent], default=0.0)
+
     @property
     def is_shared(self) -> bool:
         """Other brokers send to its workers too."""

@@ -14,23 +14,27 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from statistics import median
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, ProducerFenced
 
+from broker import placement, sizing
 from broker.catalog import Catalog
 from broker.conditions import Conditions
 from broker.demand import total as total_demand
 from broker.planner import Planner, Situation
+from broker.scaler import Scaler, Scaling
+from broker.solver import Solver
 from broker.wants import total as total_wants
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
-from modelless.config import Config
+from modelless.config import Config, GroupConfig
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
 from modelless.kafka import make_consumer, make_producer, raise_if_cancelled, stop_within
-from modelless.messages import Demanded, Plan
+from modelless.messages import BACKLOG_MS, OLDEST_MS, START_MS, Demanded, Member, Plan
 from modelless.topics import Topics
 
 _log = structlog.get_logger(__name__)
@@ -43,6 +47,8 @@ PLAN_SHARE_MAX = 0.1
 SWITCH_INTERVAL_S = 0.001
 """For so long a plan in the making may keep the interpreter while the loop waits for it; Python's default is 5 ms."""
 PLAN_KEY = b"plan"
+START_MS_DEFAULT = 10_000.0
+"""Of a group of which no worker has ever told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +58,15 @@ class _Office:
     producer: AIOKafkaProducer
     fleet: FleetView
     planner: Planner
+    solver: Solver
 
 
 class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
     """One broker's candidacy, and its planning while it leads.
 
     Args:
-        situation: what is to be planned for now, given what all brokers want and what they are asked for.
+        situation: what is to be planned for now, given what all brokers want, what they are asked for, and how the
+            groups do whose number of workers is the planner's choice.
         plan: the last one that was read.
     """
 
@@ -69,7 +77,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         clock: KafkaClock,
         catalog: Catalog,
         conditions: Conditions,
-        situation: Callable[[Mapping[str, float], Sequence[Demanded]], Situation],
+        situation: Callable[[Mapping[str, float], Sequence[Demanded], Mapping[str, Scaling]], Situation],
         plan: Callable[[], Plan | None],
     ) -> None:
         self._config, self._name, self._clock = config, name, clock
@@ -78,6 +86,8 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         self.leads = False
         self._written: Plan | None = None
         self._not_before_s = 0.0
+        self._start_ms: dict[str, float] = {}
+        """By group, how long its workers took to start; remembered when there are none."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -137,31 +147,43 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         """With a producer whose start fences whoever led before."""
         transactional_id = f"{self._topics.prefix}.planner"
         producer = make_producer(self._config, transactional_id=transactional_id, enable_idempotence=True)
-        fleet = FleetView(self._config, self._clock)
-        broker = self._config.broker
+        fleet, solver = FleetView(self._config, self._clock), Solver()
         try:
             await producer.start()
             await fleet.start()
             self._written, self._not_before_s = None, 0.0
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             _log.info("leading")
-            yield _Office(producer, fleet, Planner(broker.accuracy_slack, broker.profile_age_s_max * 1000))
+            yield _Office(producer, fleet, self._planner(solver), solver)
         finally:
+            solver.stop()
             await stop_within(producer)
             await fleet.stop()
 
+    def _planner(self, solver: Solver) -> Planner:
+        broker, planner = self._config.broker, self._config.planner
+        options = sizing.Options(utilisation_max=planner.utilisation_max, headroom=planner.headroom)
+        scaler = Scaler(planner.scale_down_s * 1000, planner.idle_s * 1000, options, solver(sizing.size))
+        return Planner(
+            broker.accuracy_slack, broker.profile_age_s_max * 1000, scaler=scaler, place=solver(placement.place)
+        )
+
     async def _write_plan(self, office: _Office) -> None:
-        began_s = time.monotonic()
-        if began_s < self._not_before_s:
+        if time.monotonic() < self._not_before_s:
             return
         brokers = office.fleet.brokers()
         wants = total_wants(member.wants for member in brokers)
         demand = total_demand(each for member in brokers for each in member.demand)
-        situation = self._situation(wants, demand)
-        plan = await asyncio.to_thread(
-            office.planner.plan, self._latest(), situation, self._name, self._clock.now_ms()
-        )  # beside the loop: it may take longer than a query has time for
-        self._not_before_s = time.monotonic() + (time.monotonic() - began_s) / PLAN_SHARE_MAX
+        scaling = scalings(self._config.groups, office.fleet.members(), self._start_ms)
+        situation = self._situation(wants, demand, scaling)
+
+        def decide() -> tuple[Plan | None, float]:
+            began_s = time.thread_time()
+            found = office.planner.plan(self._latest(), situation, self._name, self._clock.now_ms())
+            return found, time.thread_time() - began_s
+
+        plan, took_s = await asyncio.to_thread(decide)  # beside the loop: it may take longer than a query has time for
+        self._not_before_s = time.monotonic() + took_s / PLAN_SHARE_MAX
         if plan is None:
             return
         async with asyncio.timeout(WRITE_S_MAX), office.producer.transaction():
@@ -172,6 +194,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             epoch=plan.epoch,
             load=sum(len(a.load) for a in plan.workers.values()),
             measure=sum(len(a.measure) + len(a.outdated) for a in plan.workers.values()),
+            fleet={group: target.workers for group, target in plan.fleet.items()},
         )
 
     async def _write_conditions(self, office: _Office) -> None:
@@ -190,3 +213,35 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         read = self._plan()
         candidates = [plan for plan in (read, self._written) if plan is not None]
         return max(candidates, key=lambda plan: plan.epoch, default=None)
+
+
+def scalings(
+    groups: Iterable[GroupConfig], members: Sequence[Member], start_ms: dict[str, float]
+) -> dict[str, Scaling]:
+    """How the groups do whose number of workers is the planner's choice.
+
+    Args:
+        members: everybody alive.
+        start_ms: by group, how long its workers usually take to start; what they tell now is put into it.
+    """
+    told: dict[str, list[float]] = {}
+    for member in members:
+        if member.kind == "worker" and member.group is not None and START_MS in member.statistics:
+            told.setdefault(member.group, []).append(member.statistics[START_MS])
+    start_ms.update({group: median(each) for group, each in told.items()})
+    brokers = [member.statistics for member in members if member.kind == "broker"]
+    failing = {group: why for member in members if member.kind == "provisioner" for group, why in member.errors.items()}
+    return {
+        group.name: Scaling(
+            group.workers_min,
+            group.workers_max,
+            group.memory_mb_max,
+            group.price_per_hour,
+            start_ms.get(group.name, START_MS_DEFAULT),
+            sum(statistics.get(f"{BACKLOG_MS}{group.name}", 0.0) for statistics in brokers),
+            max([statistics.get(f"{OLDEST_MS}{group.name}", 0.0) for statistics in brokers], default=0.0),
+            failing.get(group.name, ""),
+        )
+        for group in groups
+        if group.workers_max is not None
+    }

@@ -15,7 +15,7 @@ from math import floor, log
 import numpy as np
 from numpy.typing import NDArray
 
-from modelless.messages import MS_PER_HOUR
+from modelless.messages import MS_PER_HOUR, Prefer
 
 INF = float("inf")
 TIE_COST = 0.01
@@ -38,12 +38,13 @@ class Demand:
     """The most that an answer may take, from now; infinite if nobody asked."""
     accuracy_min: float
     rows_per_s: float
-    prefer: str = "cost"
-    """``cost``, ``accuracy`` or ``latency``."""
+    prefer: Prefer = "cost"
     degrades: bool = False
     """Rather less accurate than not at all: any variant may answer."""
     weight: float = 1.0
     """What a row is worth beside others'."""
+    burst: float = 1.0
+    """Variance of the rows that come in some time, over their mean: 1 for a Poisson process (index of dispersion)."""
 
     @property
     def by_accuracy(self) -> bool:
@@ -163,7 +164,8 @@ def _merged(demands: Sequence[Demand], step: float, one_floor: bool) -> tuple[De
             alike[0],
             latency_ms=min(each.latency_ms for each in alike),
             accuracy_min=max(each.accuracy_min for each in alike),
-            rows_per_s=sum(each.rows_per_s for each in alike),
+            rows_per_s=(rows_per_s := sum(each.rows_per_s for each in alike)),
+            burst=sum(each.burst * each.rows_per_s for each in alike) / rows_per_s,
         )
         for alike in bins.values()
     )

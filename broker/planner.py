@@ -16,17 +16,20 @@ group.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from math import inf
+from statistics import median
 
 from broker import placement
+from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
 from broker.worth import Item, Valued, Worth, answering, beaten_by, item, valued
 from modelless.labels import shadow_of
 from modelless.messages import (
     Assignment,
     Correction,
     Demanded,
+    GroupTarget,
     Labels,
     ModelVersion,
     Plan,
@@ -66,6 +69,10 @@ class PlannedWorker:
     memory_bytes_max: int
     builders: tuple[tuple[str, str], ...]
     """(model format, builder) pairs."""
+    ready: frozenset[str] = frozenset()
+    """Variants that it has loaded."""
+    draining: bool = False
+    """It takes no more work, and goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,10 @@ class Situation:
     """What all brokers together are asked for."""
     prices_per_hour: Mapping[str, float] = field(default_factory=dict)
     """USD of a worker, by group."""
+    scaling: Mapping[str, Scaling] = field(default_factory=dict)
+    """By group, of those whose number of workers is ours to choose."""
+    slowness: Mapping[str, float] = field(default_factory=dict)
+    """By group, the living median of batches beside their profile's."""
 
 
 class Planner:
@@ -101,9 +112,21 @@ class Planner:
         accuracy_slack: ``broker.accuracy_slack``.
         profile_age_ms_max: a profile that is older is measured again; 0: none is.
         solve_s_max: of each solution of a MILP; what was found by then counts.
+        scaler: decides how many workers there are.
+        place: :func:`broker.placement.place`, or what does the same elsewhere.
     """
 
-    def __init__(self, accuracy_slack: float = 0.02, profile_age_ms_max: float = 0.0, solve_s_max: float = 0.5) -> None:
+    def __init__(
+        self,
+        accuracy_slack: float = 0.02,
+        profile_age_ms_max: float = 0.0,
+        solve_s_max: float = 0.5,
+        scaler: Scaler | None = None,
+        place: Callable[..., placement.Allocation] = placement.place,
+    ) -> None:
+        self._scaler, self._solve = scaler or Scaler(), place
+        self._builders: dict[str, set[tuple[tuple[str, str], ...]]] = {}
+        """By scaling group, what its workers can make, whether there are any now or not."""
         self._accuracy_slack = accuracy_slack
         self._profile_age_ms_max = profile_age_ms_max
         self._seen_ms: dict[str, float] = {}
@@ -120,9 +143,6 @@ class Planner:
         """The next plan, or None while the previous one still says the same."""
         before = previous.workers if previous is not None else {}
         self._remember(before, situation, now_ms)
-        groups: dict[str, list[PlannedWorker]] = defaultdict(list)
-        for worker in sorted(situation.workers, key=lambda worker: worker.name):
-            groups[worker.group].append(worker)
         ready = {
             model.key
             for profile in situation.profiles.values()
@@ -132,6 +152,13 @@ class Planner:
         }
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
         default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
+        choices = _choices(situation, default) if situation.scaling else []
+        scaled = self._scaled(previous, situation, choices) if situation.scaling else []
+        going = self._scaler.decide(_demands(situation), choices, scaled, now_ms) if scaled else ()
+        groups: dict[str, list[PlannedWorker]] = defaultdict(list)
+        for worker in sorted(situation.workers, key=lambda worker: worker.name):
+            if worker.name not in going and not worker.draining:  # who goes keeps what it has
+                groups[worker.group].append(worker)
         assignments = self._absent(before, situation.workers, now_ms)
         reasons: list[str] = []
         known = [_Group(name, workers, situation, before) for name, workers in sorted(groups.items())]
@@ -157,14 +184,87 @@ class Planner:
                     outdated.get(worker.name, {}),
                 )
             reasons += _reasons(group, values, load, default | besides)
-        same = previous is not None and previous.workers == assignments
+        fleet = self._fleet(previous, situation, scaled, allocated) if scaled else {}
+        same = previous is not None and previous.workers == assignments and previous.fleet == fleet
         if same and previous is not None and previous.leader == leader:
             return None
         self._settle(before, assignments, situation, now_ms)
         if len(reasons) > REASONS_MAX:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
-        return Plan(epoch, leader, now_ms, assignments, tuple(reasons))
+        return Plan(epoch, leader, now_ms, assignments, tuple(reasons), fleet)
+
+    def _scaled(
+        self, previous: Plan | None, situation: Situation, choices: Sequence[placement.Choice]
+    ) -> list[ScaledGroup]:
+        """All groups as the scaler sees them."""
+        if previous is not None:
+            self._scaler.resume(previous.fleet)
+        before = previous.workers if previous is not None else {}
+        workers: dict[str, list[PlannedWorker]] = {name: [] for name in situation.scaling}
+        for worker in situation.workers:
+            workers.setdefault(worker.group, []).append(worker)
+        found = []
+        for name, own in sorted(workers.items()):
+            memory_mb = min([worker.memory_bytes_max for worker in own], default=0) / 2**20
+            price = situation.prices_per_hour.get(name)
+            scaling = situation.scaling.get(name)
+            is_fixed = scaling is None
+            scaling = scaling or Scaling(0, len(own), memory_mb, price or 0.0)
+            loads_ms = [choice.load_ms for choice in choices if choice.group == name]
+            scaling = replace(scaling, start_ms=scaling.start_ms + (median(loads_ms) if loads_ms else 0.0))
+            if own:
+                price = scaling.price_per_hour if price is None else price
+                scaling = replace(scaling, memory_mb=memory_mb, price_per_hour=price)
+                self._builders.setdefault(name, set()).update(worker.builders for worker in own)
+            known = [
+                ScaledWorker(w.name, w.ready, w.draining, bool(before.get(w.name, Assignment()).measure)) for w in own
+            ]
+            found.append(ScaledGroup(name, scaling, known, self._unmeasured(name, situation), is_fixed))
+        return found
+
+    def _unmeasured(self, group: str, situation: Situation) -> str:
+        """Something that is registered and has no valid profile on a group; empty: nothing."""
+        known = self._builders.get(group)
+        if known is None:  # nobody has been there yet: what is measured at all is taken to be all that can be
+            measured = {
+                model.key
+                for profile in situation.profiles.values()
+                if profile.group == group
+                and (model := situation.models.get(split_variant(profile.variant)[0])) is not None
+                and profile.digest == model.digest
+            }
+            return min(situation.models.keys() - measured, default="")
+        for model in situation.models.values():
+            for builders in known:
+                for variant in variants(model, builders):
+                    profile = situation.profiles.get(f"{variant}@{group}")
+                    if profile is None or profile.digest != model.digest:
+                        return variant
+        return ""
+
+    def _fleet(
+        self,
+        previous: Plan | None,
+        situation: Situation,
+        scaled: Sequence[ScaledGroup],
+        allocated: Mapping[str, Sequence[str]],
+    ) -> dict[str, GroupTarget]:
+        """How many workers the groups are to have; why is told anew only with another number."""
+        asked = {each.task for each in situation.demand}
+        by_task = {
+            profile.variant
+            for profile in situation.profiles.values()
+            if (model := situation.models.get(split_variant(profile.variant)[0])) is not None and model.task in asked
+        }
+        fleet = self._scaler.targets(scaled, situation.rates.keys(), allocated, by_task)
+        before = previous.fleet if previous is not None else {}
+        return {
+            name: old
+            if (old := before.get(name)) is not None and (old.workers, old.leaving) == (target.workers, target.leaving)
+            else target
+            for name, target in fleet.items()
+        }
 
     def _allocated(
         self, groups: Sequence[_Group], default: Set[str], situation: Situation, now_ms: float
@@ -185,7 +285,7 @@ class Planner:
             self._allocation = {}
             return self._allocation
         choices = [
-            _choice(group, item, group.profiles[item.key])
+            _choice(item, group.profiles[item.key])
             for group in groups
             for item in group.items
             if item.model.key in default
@@ -199,18 +299,7 @@ class Planner:
             )
             for group in groups
         ]
-        demands = [
-            placement.Demand(
-                each.task,
-                inf if each.latency_ms is None else each.latency_ms,
-                each.accuracy_min,
-                each.rows_per_second,
-                each.prefer,
-                each.degrades,
-            )
-            for each in situation.demand
-        ]
-        found = placement.place(demands, choices, fleet_groups, self._options)
+        found = self._solve(_demands(situation), choices, fleet_groups, self._options)
         used = {key for shares in found.shares for key in shares}
         self._allocation = {
             worker.name: [variant for variant in found.load[worker.name] if (variant, group.name) in used]
@@ -242,7 +331,7 @@ class Planner:
         planned = set()
         for worker in situation.workers:
             known = before.get(worker.name, Assignment()).load
-            for variant in after[worker.name].load:
+            for variant in after.get(worker.name, Assignment()).load:
                 key = f"{variant}@{worker.group}"
                 planned.add(key)
                 if variant not in known:
@@ -469,16 +558,45 @@ def _urgency(
     }
 
 
-def _choice(group: _Group, of: Item, profile: Profile) -> placement.Choice:
+def _demands(situation: Situation) -> list[placement.Demand]:
+    return [
+        placement.Demand(
+            each.task,
+            inf if each.latency_ms is None else each.latency_ms,
+            each.accuracy_min,
+            each.rows_per_second,
+            each.prefer,
+            each.degrades,
+        )
+        for each in situation.demand
+    ]
+
+
+def _choices(situation: Situation, default: Set[str]) -> list[placement.Choice]:
+    """What can serve tasks, on all groups that there are or could be, at the speed that it has of late."""
+    groups = situation.scaling.keys() | {worker.group for worker in situation.workers}
+    found = []
+    for profile in situation.profiles.values():
+        model = situation.models.get(split_variant(profile.variant)[0])
+        if model is None or model.key not in default or profile.group not in groups:
+            continue
+        if profile.digest == model.digest and profile.is_usable:
+            of = item(profile, model, situation.corrections.get(profile.variant))
+            slowness = round(max(1.0, situation.slowness.get(profile.group, 1.0)), 1)
+            found.append(_choice(of, profile, slowness))
+    return found
+
+
+def _choice(of: Item, profile: Profile, slowness: float = 1.0) -> placement.Choice:
     batches = profile.batches
     return placement.Choice(
         of.variant,
         of.model.task,
-        group.name,
+        profile.group,
         of.point.accuracy,
         tuple(batch.batch_size for batch in batches),
-        tuple(batch.p50_ms for batch in batches),
-        tuple(batch.p99_ms for batch in batches),
+        tuple(batch.p50_ms * slowness for batch in batches),
+        tuple(batch.p99_ms * slowness for batch in batches),
         of.memory_bytes / 2**20,
         profile.load_ms,
     )

@@ -93,11 +93,12 @@ class Broker:
             self._clock,
             self._core.catalog,
             self._core.conditions,
-            lambda wants, demand: self._core.situation(self._clock.now_ms(), wants, demand),
+            lambda wants, demand, scaling: self._core.situation(self._clock.now_ms(), wants, demand, scaling),
             lambda: self._plan,
         )
         self._corrector = Corrector(config, self._clock, lambda: self._leader.leads, lambda: self._core.catalog.models)
         self._roll_back = RollBack(config, self._clock, lambda: self._core.catalog.labels, lambda: self._leader.leads)
+        self._announcer = Announcer(config, self._clock, self._member)
         self._plan: Plan | None = None
         self._links: dict[str, Link] = {}
         self._workers: dict[Link, Worker] = {}
@@ -118,7 +119,7 @@ class Broker:
         """Serve until a signal, or until something that cannot be repaired in place fails (exit status 1)."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled)
-        announcer = Announcer(self._config, self._clock, self._member)
+        announcer = self._announcer
         followers = [
             Follower(self._config, [self._topics.registry], self._on_registry),
             Follower(self._config, [self._topics.profiles], self._on_profile),
@@ -456,7 +457,10 @@ class Broker:
     async def _judge(self) -> None:
         while True:
             await asyncio.sleep(JUDGE_INTERVAL_S)
-            self._core.judge(self._clock.now_ms())
+            now_ms = self._clock.now_ms()
+            self._core.judge(now_ms)
+            if self._core.surges(now_ms):
+                self._announcer.announce()
 
     def _outside(self) -> Outside:
         return Outside(
@@ -474,7 +478,7 @@ class Broker:
         core, now_ms = self._core, self._clock.now_ms()
         usual_of = core.catalog.usual(now_ms)
         entries, backlog_ms, _ = core.waiting()
-        statistics = core.statistics
+        statistics, pressure = core.statistics, core.pressure(now_ms)
         return Member(
             kind="broker",
             name=self._name,
@@ -495,6 +499,8 @@ class Broker:
                 **_overload(statistics),
                 **{f"{messages.USUAL_ROWS}{group}": usual.rows for group, usual in usual_of.items()},
                 **{f"{messages.USUAL_SLOWNESS}{group}": usual.slowness for group, usual in usual_of.items()},
+                **{f"{messages.BACKLOG_MS}{group}": backlog_ms for group, (backlog_ms, _) in pressure.items()},
+                **{f"{messages.OLDEST_MS}{group}": oldest_ms for group, (_, oldest_ms) in pressure.items()},
             },
             wants=core.wants(now_ms),
             served=core.counts.served(),

@@ -80,6 +80,17 @@ class BrokerConfig(_Section):
     drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for unfinished queries.")
 
 
+class PlannerConfig(_Section):
+    scale_down_s: float = Field(60, gt=0, description="So long less must be needed before a worker is ended.")
+    idle_s: float = Field(300, gt=0, description="What nobody has asked for in so long needs no worker.")
+    headroom: float = Field(
+        2, ge=0, description="Spare capacity for bursts: standard deviations of what comes in a query's latency."
+    )
+    utilisation_max: float = Field(
+        0.9, gt=0, le=1, description="Share of a worker's time that is planned, beside that spare capacity."
+    )
+
+
 class WorkerConfig(_Section):
     drain_s: float = Field(20, gt=0, description="On SIGTERM: longest wait for what runs and is queued.")
     lead_ms: float = Field(1.0, gt=0, description="Work kept waiting at the device so that it never idles.")
@@ -182,6 +193,7 @@ class Config(BaseSettings):
 
     kafka: KafkaConfig = KafkaConfig()
     broker: BrokerConfig = BrokerConfig()
+    planner: PlannerConfig = PlannerConfig()
     worker: WorkerConfig = WorkerConfig()
     link: LinkConfig = LinkConfig()
     store: StoreConfig = StoreConfig()

@@ -370,6 +370,12 @@ USUAL_ROWS, USUAL_SLOWNESS = "usual_rows.", "usual_slowness."
 """Followed by a group's name, in a broker's statistics: rows of the batch that a query joins there, as of late; and the
 living median over the profile's, of what runs there."""
 
+BACKLOG_MS, OLDEST_MS = "backlog_ms.", "oldest_ms."
+"""Followed by a group's name, in a broker's statistics, of what waits there and has a deadline: predicted device time,
+and for how long the most urgent has waited."""
+START_MS = "start_ms"
+"""In a worker's statistics: from its process's start until it was ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demanded:
