@@ -175,7 +175,8 @@ class World:
         self._rental = {rental.worker: rental for rental in self.rentals}
         """Of those that are there or to come."""
         self._spec = {spec.name: spec for spec in fleet}
-        self._price = {spec.name: spec.price_per_hour for spec in fleet}
+        self.prices = {spec.name: spec.price_per_hour for spec in fleet}
+        """USD per hour of a worker, now, by group."""
         self._lives: Counter[str] = Counter()
         self.loads: list[Load] = []
         self.random = np.random.default_rng(seed)
@@ -254,7 +255,7 @@ class World:
             raise PolicyError(f"no more workers of {group} can be rented")
         spec = self._spec[group]
         name = next(name for number in count() if (name := f"{group}-{number}") not in self.devices)
-        device = Device(name, group, spec.memory_mb, self._price[group], alive=False, life=self._lives[name])
+        device = Device(name, group, spec.memory_mb, self.prices[group], alive=False, life=self._lives[name])
         self.devices[name] = device
         rental = self._rental[name] = Rental(name, group, self.now_ms, self.now_ms + spec.start_ms)
         self.rentals.append(rental)
@@ -367,7 +368,7 @@ class World:
             for device in self.devices.values():
                 if device.group == fault.worker:
                     device.price_per_hour = fault.value
-            self._price[fault.worker] = fault.value
+            self.prices[fault.worker] = fault.value
             return
         if fault.worker not in self.devices:
             return  # it is not rented

@@ -72,14 +72,21 @@ class Keda(Rival):
         lag_threshold: queries that one worker may have before it.
         polling_ms: between two readings of the lag.
         stabilisation_ms: how long the number only rises.
+        first: workers of each deployment at time 0, in the order of :attr:`deployments`, if the fleet has them; what
+            else is there goes to whoever has the fewest.
     """
 
     name = "keda"
 
     def __init__(
-        self, lag_threshold: float = 10.0, polling_ms: float = 30_000.0, stabilisation_ms: float = 300_000.0
+        self,
+        lag_threshold: float = 10.0,
+        polling_ms: float = 30_000.0,
+        stabilisation_ms: float = 300_000.0,
+        first: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        self._first = first
         self.lag_threshold, self.polling_ms, self.stabilisation_ms = lag_threshold, polling_ms, stabilisation_ms
 
     def start(self, world: World) -> None:
@@ -98,7 +105,7 @@ class Keda(Rival):
         for device in list(world.devices.values()):
             own = [each for each in self.deployments if each.group == device.group]
             if own:
-                self._join(device, min(own, key=lambda each: len(each.devices)))
+                self._join(device, min(own, key=self._lacking))
         for each in self.deployments:
             self._bring_to(each, max(1, len(each.devices)))
         world.at(self.polling_ms, self._poll_often)
@@ -150,6 +157,11 @@ class Keda(Rival):
                     self.lines[profile.key] = Line(profile, margin_ms=self.margin_ms)
                 found[asked] = self.lines[profile.key]
         return found
+
+    def _lacking(self, deployment: Deployment) -> tuple[bool, int]:
+        """The first who gets a worker has the least of these."""
+        index, number = self.deployments.index(deployment), len(deployment.devices)
+        return index < len(self._first) and number >= self._first[index], number
 
     def _deal(self) -> None:
         """The largest variants first, each to the first deployment of its group that has room."""

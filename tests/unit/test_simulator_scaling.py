@@ -12,12 +12,13 @@ import pytest
 from benchmarks.policy_judge import judged
 from simulator.bound import least_cost
 from simulator.facts import GroupSpec, Portfolio, SimulatedQuery, VariantProfile, sorted_queries
+from simulator.ours import Ours
 from simulator.report import report
 from simulator.rivals import RIVALS
 from simulator.rivals.infaas import Infaas
 from simulator.rivals.keda import Keda, cheapest_usd
 from simulator.scenario import Played, Scenario, play
-from simulator.world import Policy
+from simulator.world import Fault, Policy
 
 FLEET = (
     GroupSpec("gpu", 1, 1000.0, 3.6, 0, 6, 5000.0, 10.0),
@@ -127,3 +128,23 @@ def test_the_least_cost_by_hand() -> None:
     assert missing.usd == pytest.approx(np.array([0.36 * 40, 0.0, 0.0]) / 3_600_000), "the costliest is given up"
     nowhere = least_cost(FLEET, PORTFOLIO, [SimulatedQuery(0, "unknown", 0.0)], missed=0.5)
     assert (nowhere.total_usd, nowhere.group[0]) == (0.0, -1)
+
+
+def test_ours_rents_what_its_plan_says_and_lets_it_go(tmp_path: Path) -> None:
+    """Nothing that it had sent to who leaves is lost."""
+    done = played(Ours(), asked([5.0, 150.0, *[3.0] * 4]), tmp_path)
+    first, many, last = (sum(workers_at(done, at_s).values()) for at_s in (55.0, 115.0, 355.0))
+    assert many > first
+    assert last < many
+    found = report(done).total
+    assert found.in_time > 0.95
+    assert found.late < 0.01
+
+
+def test_ours_lives_on_when_its_workers_are_lost(tmp_path: Path) -> None:
+    queries = asked([20.0], 60.0)
+    faults = [Fault(20_000.0, "lost", "gpu-0"), Fault(21_000.0, "lost", "cpu-0"), Fault(22_000.0, "lost", "cpu-1")]
+    done = play(Scenario(FLEET, PORTFOLIO, queries, 1, faults), Ours())
+    assert judged(done, None, tmp_path) == []
+    after = [query for query in done.queries if query.arrival_ms > 40_000.0]
+    assert sum(query.outcome == "in_time" for query in after) > 0.9 * len(after)
