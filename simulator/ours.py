@@ -39,9 +39,12 @@ _INPUTS = (Tensor("x", "FP32", (1, 1), b"\0\0\0\0"),)
 
 
 class Names:
-    """The project's names for the variants of a portfolio, and back: ``m3:1/v5``."""
+    """The project's names for the variants of a portfolio, and back: ``m3:1/v5``.
 
-    def __init__(self, portfolio: Portfolio, prices: dict[str, float]) -> None:
+    ``scaling``: groups that scale. What has no profile there was tried and failed, or a worker would be rented to try.
+    """
+
+    def __init__(self, portfolio: Portfolio, prices: dict[str, float], scaling: Collection[str] = ()) -> None:
         models: dict[tuple[str, str], ModelVersion] = {}
         builders: dict[str, str] = {}
         self.theirs: dict[str, str] = {}
@@ -80,6 +83,13 @@ class Names:
                 )
             )
         self.models = list(models.values())
+        for group in scaling:
+            there = {each.split("/")[0] for (_, of), each in self.ours.items() if of == group}
+            self.profiles += [
+                Profile(f"{model.key}/none", group, "failed", model.digest, "it has no profile")
+                for model in self.models
+                if model.key not in there
+            ]
 
 
 class _Alarm:
@@ -324,7 +334,8 @@ class Ours:
 
     def start(self, world: World) -> None:
         self.world = world
-        self.names = Names(world.portfolio, {spec.name: spec.price_per_hour for spec in world.fleet})
+        prices = {spec.name: spec.price_per_hour for spec in world.fleet}
+        self.names = Names(world.portfolio, prices, [spec.name for spec in world.fleet if spec.scales])
         self._asked: dict[tuple[object, ...], Query] = {}
         self._plan: Plan | None = None
         self._planner = Planner(solve_s_max=SOLVE_S_MAX)
