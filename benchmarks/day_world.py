@@ -7,9 +7,9 @@ rent is billed for at least 60 s.
 one before and more accurate by less and less, each built for four of the six classes: 20 for each task. A batch of b
 takes ``a + c b`` with an accelerator, ``c b`` without. Costs and accuracies are varied by a seed.
 
-**Queries** ask for a task by Zipf's law, for a latency, the same for all of a task, for an accuracy that one of the
-task's models has, and for the least cost; who cannot be met is refused. Every task's arrivals are Poisson: along a sine
-over the day, and of ``times`` its rate in bursts of its own.
+**Queries** ask for a task by Zipf's law, for a latency, the same for all of a task, for an accuracy, that of the task's
+least or of its most accurate model that has the time, and for the least cost; who cannot be met is refused. Every
+task's arrivals are Poisson: along a sine over the day, and of ``times`` its rate in bursts of its own.
 
 A *scale* of 24 passes the day in an hour: the sine is so much shorter, everything else stays as it is (rates, bursts,
 latencies, starts, minimum bills). So load rises and falls 24 times as fast as on a real day, which is harder for
@@ -157,9 +157,9 @@ def queries(day: Day, known: Portfolio) -> list[SimulatedQuery]:
 
 
 def _asked(profiles: Sequence[VariantProfile], latency_ms: float) -> list[tuple[float, float]]:
-    """Latency and floors: of every other model that somebody has the time for three times, the least accurate first."""
+    """Latency and floors: of the least and the most accurate model that somebody has the time for three times."""
     floors = sorted({p.accuracy for p in profiles if 3 * p.lat_ms(1) <= latency_ms})
-    return [(latency_ms, floor) for floor in floors[::2]]
+    return [(latency_ms, floor) for floor in sorted({floors[0], floors[-1]})]
 
 
 def _bursts(draw: np.random.Generator, day: Day, seconds: int) -> NDArray[np.float64]:

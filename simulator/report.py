@@ -85,6 +85,14 @@ class Series(NamedTuple):
     goodness: Sequence[float]
 
 
+class Crew(NamedTuple):
+    """Workers that were paid for, of a fleet that scales; not in the JSON."""
+
+    mean: float
+    most: int
+    rents: int
+
+
 @dataclass(frozen=True)
 class Report:
     """Of one policy."""
@@ -96,6 +104,7 @@ class Report:
     """Empty if there are no topics."""
     series: Series
     wall_s: float
+    crew: Crew | None = None
 
     def plain(self) -> dict[str, Any]:
         """As in the JSON."""
@@ -193,7 +202,22 @@ def _report(played: Played) -> Report:
     worst = min((figures.goodness for figures in tasks.values()), default=0.0)
     total = _figures(played.queries, scenario.reply_ms, spent_usd, fleet_usd, len(batches), played.decide_us)
     series, topics = _series(played.queries), _topics(played.queries, rents)
-    return Report(played.name, total._replace(worst_task_goodness=worst), tasks, topics, series, played.wall_s)
+    total = total._replace(worst_task_goodness=worst)
+    return Report(played.name, total, tasks, topics, series, played.wall_s, _crew(played, span_ms))
+
+
+def _crew(played: Played, span_ms: float) -> Crew | None:
+    fleet = played.scenario.fleet
+    if not any(spec.scales for spec in fleet):
+        return None
+    fixed = sum(spec.workers for spec in fleet if not spec.scales)
+    steps = [(each.start_ms, 1) for each in played.rentals] + [(each.end_ms, -1) for each in played.rentals]
+    number = most = before_ms = paid_ms = 0.0
+    for at_ms, step in sorted(steps):
+        paid_ms += number * max(0.0, min(at_ms, span_ms) - before_ms)
+        before_ms, number = min(at_ms, span_ms), number + step
+        most = max(most, number)
+    return Crew(fixed + paid_ms / max(span_ms, 1e-9), fixed + int(most), len(played.rentals))
 
 
 def _topics(queries: Sequence[SimulatedQuery], rents: Rents) -> dict[str, TopicFigures]:

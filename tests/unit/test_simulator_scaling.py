@@ -18,7 +18,7 @@ from simulator.rivals import RIVALS
 from simulator.rivals.infaas import Infaas
 from simulator.rivals.keda import Keda, cheapest_usd
 from simulator.scenario import Played, Scenario, play
-from simulator.world import Fault, Policy
+from simulator.world import Fault, Policy, Rental
 
 FLEET = (
     GroupSpec("gpu", 1, 1000.0, 3.6, 0, 6, 5000.0, 10.0),
@@ -148,3 +148,14 @@ def test_ours_lives_on_when_its_workers_are_lost(tmp_path: Path) -> None:
     assert judged(done, None, tmp_path) == []
     after = [query for query in done.queries if query.arrival_ms > 40_000.0]
     assert sum(query.outcome == "in_time" for query in after) > 0.9 * len(after)
+
+
+def test_the_crew_by_hand() -> None:
+    rentals = [Rental("gpu-0", "gpu", 0.0, 0.0, 50.0), Rental("gpu-1", "gpu", 20.0, 5020.0)]
+    queries = sorted_queries([SimulatedQuery(0, "t", 0.0), SimulatedQuery(0, "t", 100.0)])
+    for query in queries:
+        query.outcome = "expired"
+    done = Played("x", Scenario(FLEET, PORTFOLIO, queries), queries, [], 0.0, 0.0, rentals)
+    assert report(done).crew == (pytest.approx(0.5 + 0.8), 2, 2)
+    fixed = (GroupSpec("gpu", 3, 1000.0, 3.6),)
+    assert report(Played("x", Scenario(fixed, PORTFOLIO, queries), queries, [], 0.0, 0.0)).crew is None
