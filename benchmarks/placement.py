@@ -22,6 +22,7 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,18 +38,20 @@ GROUPS = {"cpu": (0.3, 0.34), "gpu-small": (1.0, 1.006), "gpu-large": (1.6, 1.86
 """Speed, price per hour."""
 
 
-def instance(size: str, seed: int) -> tuple[list[Demand], list[Choice], list[Group]]:
-    tasks, variants, workers = SIZES[size]
+def instance(
+    size: tuple[int, int, int], seed: int, hardware: Mapping[str, tuple[float, float]] = GROUPS
+) -> tuple[list[Demand], list[Choice], list[Group]]:
+    tasks, variants, workers = size
     draw = random.Random(seed)
     groups = [
-        Group(name, 8_000.0, price, {f"{name}-{i}": frozenset() for i in range(workers // len(GROUPS))})
-        for name, (_, price) in GROUPS.items()
+        Group(name, 8_000.0, price, {f"{name}-{i}": frozenset() for i in range(workers // len(hardware))})
+        for name, (_, price) in hardware.items()
     ]
     choices, demands = [], []
     for task in range(tasks):
         for number in range(variants // tasks):
             worth = draw.random()
-            for group, (speed, _) in GROUPS.items():
+            for group, (speed, _) in hardware.items():
                 one_ms = 2 * 20**worth / speed * draw.uniform(0.7, 1.3)
                 sizes = (1, 2, 4, 8, 16, 32)
                 p50_ms = tuple(one_ms * (1 + 0.3 * (rows - 1)) for rows in sizes)
@@ -81,7 +84,7 @@ def instance(size: str, seed: int) -> tuple[list[Demand], list[Choice], list[Gro
 
 
 def measure(size: str, seed: int, options: Options) -> dict[str, float]:
-    demands, choices, groups = instance(size, seed)
+    demands, choices, groups = instance(SIZES[size], seed)
 
     def timed(decide: object, *arguments: object) -> tuple[Allocation, float]:
         began_s = time.perf_counter()

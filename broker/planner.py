@@ -152,9 +152,11 @@ class Planner:
         }
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
         default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
-        choices = _choices(situation, default) if situation.scaling else []
+        named = _named(situation)
+        choices = _choices(situation, default, named.keys()) if situation.scaling else []
         scaled = self._scaled(previous, situation, choices) if situation.scaling else []
-        going = self._scaler.decide(_demands(situation), choices, scaled, now_ms) if scaled else ()
+        demands = [*_demands(situation), *named.values()]
+        going = self._scaler.decide(demands, choices, scaled, now_ms) if scaled else ()
         groups: dict[str, list[PlannedWorker]] = defaultdict(list)
         for worker in sorted(situation.workers, key=lambda worker: worker.name):
             if worker.name not in going and not worker.draining:  # who goes keeps what it has
@@ -299,7 +301,10 @@ class Planner:
             )
             for group in groups
         ]
-        found = self._solve(_demands(situation), choices, fleet_groups, self._options)
+        options = self._options
+        if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
+            options = replace(options, utilisation_max=max(options.utilisation_max, self._scaler.utilisation_max))
+        found = self._solve(_demands(situation), choices, fleet_groups, options)
         used = {key for shares in found.shares for key in shares}
         self._allocation = {
             worker.name: [variant for variant in found.load[worker.name] if (variant, group.name) in used]
@@ -572,18 +577,44 @@ def _demands(situation: Situation) -> list[placement.Demand]:
     ]
 
 
-def _choices(situation: Situation, default: Set[str]) -> list[placement.Choice]:
-    """What can serve tasks, on all groups that there are or could be, at the speed that it has of late."""
+def _named(situation: Situation) -> dict[str, placement.Demand]:
+    """By ``name:version``, what is asked of models by their names, as far as what ran or is wanted tells.
+
+    Of models whose task is not asked for: otherwise nobody could say who asked. Nor is it known how soon.
+    """
+    tasks = {each.task for each in situation.demand}
+    rates: dict[str, float] = defaultdict(float)
+    for key in situation.rates.keys() | situation.wants.keys():
+        model = situation.models.get(split_variant(key)[0])
+        if model is not None and model.task not in tasks:
+            rates[model.key] += situation.rates.get(key, 0.0) + situation.wants.get(key, 0.0)
+    return {key: placement.Demand(_by_name(key), inf, 0.0, rate) for key, rate in rates.items() if rate > 0}
+
+
+def _by_name(model: str) -> str:
+    """A model that is asked for by its name, as if it were a task: no task is called so."""
+    return f"the model {model}"
+
+
+def _choices(situation: Situation, default: Set[str], named: Set[str] = frozenset()) -> list[placement.Choice]:
+    """What can serve tasks and models, on all groups that there are or could be, at the speed that it has of late.
+
+    Args:
+        default: versions that answer for their tasks.
+        named: versions that are asked for by their names.
+    """
     groups = situation.scaling.keys() | {worker.group for worker in situation.workers}
     found = []
     for profile in situation.profiles.values():
         model = situation.models.get(split_variant(profile.variant)[0])
-        if model is None or model.key not in default or profile.group not in groups:
+        if model is None or model.key not in default | named or profile.group not in groups:
             continue
         if profile.digest == model.digest and profile.is_usable:
             of = item(profile, model, situation.corrections.get(profile.variant))
             slowness = round(max(1.0, situation.slowness.get(profile.group, 1.0)), 1)
-            found.append(_choice(of, profile, slowness))
+            choice = _choice(of, profile, slowness)
+            found += [choice] if model.key in default else []
+            found += [replace(choice, task=_by_name(model.key))] if model.key in named else []
     return found
 
 

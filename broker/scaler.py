@@ -119,6 +119,8 @@ class _Order:
     """Who is to go once it can be spared, and since when."""
     leaving: set[str] = field(default_factory=set)
     """Who was told to go."""
+    is_inherited: bool = False
+    """It was there before us, so that we do not know who asked for it."""
     here: int = 0
     """Workers that are there, and not told to go."""
     since_ms: dict[str, float] = field(default_factory=dict)
@@ -159,16 +161,25 @@ class Scaler:
         self._solved_for: dict[str, float] = {}
         self._solve_ms = -inf
         self._mix_ms = -inf
+        self._prices: Mapping[str, float] = {}
         self._began_ms = inf
         self._stress = 1.0
         self._stressed_ms = 0.0
         self.sizing: Sizing | None = None
         """What the demand of the moment takes, as it was sized last."""
 
+    @property
+    def utilisation_max(self) -> float:
+        """Share of a worker's time that is planned, beside the head-room."""
+        return self._options.utilisation_max
+
     def resume(self, fleet: Mapping[str, GroupTarget]) -> None:
         """Go on where another leader ended; what is decided already stays."""
         for name, target in fleet.items():
-            self._orders.setdefault(name, _Order(target.workers, target.reason, leaving=set(target.leaving)))
+            if name not in self._orders:
+                order = _Order(target.workers, target.reason, leaving=set(target.leaving))
+                order.is_inherited = target.workers > 0
+                self._orders[name] = order
 
     def decide(
         self, demands: Sequence[Demand], choices: Sequence[Choice], groups: Sequence[ScaledGroup], now_ms: float
@@ -248,6 +259,7 @@ class Scaler:
         if order is None:
             here = sum(not worker.draining for worker in group.workers)
             order = self._orders[group.name] = _Order(min(max(here, scaling.workers_min), scaling.workers_max))
+            order.is_inherited = here > 0
         if order.raised_ms == -inf:  # seen for the first time: what it is good for we have to learn
             order.raised_ms = now_ms
         names = {worker.name for worker in group.workers}
@@ -281,6 +293,9 @@ class Scaler:
             ),
         )  # fmt: skip
         changed, self._solved_by = known != self._solved_by, known
+        prices = {group.name: self._limits(group, now_ms).price_per_hour for group in groups}
+        if prices != self._prices:
+            self._prices, self._mix_ms = prices, -inf
         is_burst = any(
             rate > BURST * self._solved_for.get(task, 0.0) + BURST_ROWS_MIN or task not in self._solved_for
             for task, rate in _rates(demands).items()
@@ -373,8 +388,8 @@ class Scaler:
         if group.is_fixed:
             return Limits(group.name, scaling.memory_mb, 0.0, order.workers, order.workers)
         times = BARRED_PRICE if now_ms < order.barred_until_ms else 1.0
-        is_new = order.workers > 0 and now_ms - self._began_ms < self._idle_ms
-        least = max(scaling.workers_min, 1 if group.unmeasured or is_new else 0)
+        is_unknown = order.is_inherited and now_ms - self._began_ms < self._idle_ms
+        least = max(scaling.workers_min, 1 if group.unmeasured or is_unknown else 0)
         price = times * scaling.price_per_hour
         return Limits(group.name, scaling.memory_mb, price, min(least, scaling.workers_max), scaling.workers_max)
 

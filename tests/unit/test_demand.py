@@ -43,6 +43,30 @@ def test_a_constant_rate_is_exact_from_the_first_look_on(looks: int) -> None:
     assert meter.rates(now_ms) == told, "no time has passed"
 
 
+def test_a_surge_is_told_of_and_believed_at_once() -> None:
+    meter, now_ms = DemandMeter(), 0.0
+    for second in range(20):
+        now_ms += 1000
+        for _ in range(50):
+            meter.add(COST, 100.0, 0.9, 1)
+        assert meter.surges(now_ms) == (second == 0)
+        meter.rates(now_ms)
+    for _ in range(40):
+        meter.add(COST, 100.0, 0.9, 1)
+    assert meter.surges(now_ms + 200)
+    assert only(meter.rates(now_ms + 200)).rows_per_second > 100
+    assert not meter.surges(now_ms + 200)
+
+
+def test_what_may_be_chance_is_no_surge() -> None:
+    meter = DemandMeter()
+    for number in range(10):
+        meter.rates(1000.0 * number)
+    for _ in range(8):
+        meter.add(COST, 100.0, 0.9, 64)
+    assert not meter.surges(9200.0), "eight queries, however large"
+
+
 def test_a_step_is_followed_and_what_is_over_is_forgotten() -> None:
     meter, now_ms = DemandMeter(), 0.0
 

@@ -11,6 +11,7 @@ from broker_builders import model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker import placement
 from broker.planner import (
     ABSENCE_MS_MAX,
     IN_USE_MS,
@@ -25,7 +26,18 @@ from broker.planner import (
     Situation,
     variants,
 )
-from modelless.messages import Assignment, BatchTime, Correction, Demanded, Labels, ModelVersion, Plan, Profile
+from broker.scaler import Scaling
+from modelless.messages import (
+    Assignment,
+    BatchTime,
+    Correction,
+    Demanded,
+    GroupTarget,
+    Labels,
+    ModelVersion,
+    Plan,
+    Profile,
+)
 
 MIB = 1 << 20
 BUILDERS = (("onnx", "onnx-fp32"), ("onnx", "onnx-int8"), ("onnx", "openvino-fp32"), ("safetensors", "torch-fp32"))
@@ -492,3 +504,125 @@ def test_the_order_of_what_is_known_does_not_matter(names: tuple[str, str]) -> N
     models = [model(name) for name in names]
     play = Play(models, [ready(m, 60) for m in models], [worker()])
     assert play.loaded() == {"a:1/onnx-fp32"}
+
+
+# --- how many workers ------------------------------------------------------------------------------------------------
+
+SCALING = Scaling(0, 5, 100.0, 1.0, start_ms=4_000.0)
+
+
+def cheaply(rows_per_second: float, task: str = "t") -> tuple[Demanded, ...]:
+    return (Demanded(task, 1000.0, 0.0, "cost", False, rows_per_second),)
+
+
+def there(name: str, *loaded: str, draining: bool = False) -> PlannedWorker:
+    return replace(worker(name), ready=frozenset(loaded), draining=draining)
+
+
+def fleet_of(play: Play) -> GroupTarget:
+    assert play.plan is not None
+    return play.plan.fleet["cpu"]
+
+
+def test_a_group_whose_number_is_fixed_is_not_spoken_of() -> None:
+    play = Play([model()], [ready(model())], [worker()])
+    play.next(demand=cheaply(500.0))
+    assert play.plan is not None and play.plan.fleet == {}
+
+
+def test_a_group_without_workers_gets_some_when_something_is_asked_that_it_could_serve() -> None:
+    play = Play([model()], [ready(model())], [])
+    assert play.next(scaling={"cpu": SCALING}) == {}
+    assert fleet_of(play).workers == 0
+    play.next(500.0, demand=cheaply(150.0))
+    assert fleet_of(play).workers == 2
+    play.next(1000.0, demand=cheaply(1.0, "another"))
+    assert fleet_of(play).workers == 2
+
+
+def test_a_model_that_is_asked_for_by_its_name_gets_workers_too() -> None:
+    play = Play([model()], [ready(model())], [])
+    play.next(scaling={"cpu": SCALING})
+    play.next(500.0, wants={"m:1/onnx-fp32@cpu": 0.2})
+    assert fleet_of(play).workers == 1
+    assert "the model m:1" in fleet_of(play).reason
+    play.next(1000.0, wants={}, rates={"m:1/onnx-fp32@cpu": 150.0})
+    assert fleet_of(play).workers == 2
+
+
+def test_a_group_without_workers_gets_one_that_measures_what_is_registered() -> None:
+    play = Play([model()], [], [])
+    play.next(scaling={"cpu": SCALING})
+    assert fleet_of(play).workers == 1
+    assert "measure m:1" in fleet_of(play).reason
+    only_fp32 = Play([model()], [ready(model())], [], )  # fmt: skip
+    only_fp32.next(scaling={"cpu": SCALING})
+    assert fleet_of(only_fp32).workers == 0, "what is measured at all is taken to be all that can be"
+    only_fp32.next(500.0, workers=[worker(builders=BUILDERS)])
+    assert "onnx-int8" in fleet_of(only_fp32).reason
+
+
+def test_who_is_to_go_keeps_what_it_has_until_the_others_have_what_is_used() -> None:
+    models = [model("a", task="s"), model("b")]
+    play = Play(models, [ready(of, memory_mb=60) for of in models], [worker("cpu-0"), worker("cpu-1")])
+    play.next(scaling={"cpu": replace(SCALING, workers_min=2)})
+    before = {name: set(play.loaded(of=name)) for name in ("cpu-0", "cpu-1")}
+    assert before == {"cpu-0": {"a:1/onnx-fp32"}, "cpu-1": {"b:1/onnx-fp32"}}
+    workers = [there(name, *variants) for name, variants in before.items()]
+    used = {f"{variant}@cpu": 1.0 for variants in before.values() for variant in variants}
+    play.next(1000.0, workers=workers, rates=used)
+    one = {"cpu": replace(SCALING, workers_max=1)}
+    play.next(2000.0, scaling=one)
+    assert fleet_of(play).leaving == () and fleet_of(play).workers == 2, "what they have is used, by its name"
+    play.next(3000.0, rates={"b:1/onnx-fp32@cpu": 1.0})
+    assert fleet_of(play).leaving == () or fleet_of(play).leaving == ("cpu-0",)
+    play.next(4000.0, rates={})
+    assert len(fleet_of(play).leaving) == fleet_of(play).workers == 1
+    gone = fleet_of(play).leaving[0]
+    assert set(play.next(5000.0)[gone].load) == before[gone]
+
+
+def test_loads_are_planned_for_those_who_stay() -> None:
+    models = [model("a"), model("b", task="u")]
+    workers = [there("cpu-0", "a:1/onnx-fp32"), there("cpu-1", "b:1/onnx-fp32")]
+    play = Play(models, [ready(of, memory_mb=40) for of in models], workers)
+    both = (*cheaply(10.0), *cheaply(10.0, "u"))
+    play.next(demand=both, scaling={"cpu": replace(SCALING, workers_max=1)},
+              rates={"a:1/onnx-fp32@cpu": 10.0, "b:1/onnx-fp32@cpu": 10.0})  # fmt: skip
+    assert fleet_of(play).workers == 2, "the one that stays has to load something first"
+    going = next(name for name in ("cpu-0", "cpu-1") if name not in play.next(500.0))
+    stays = "cpu-1" if going == "cpu-0" else "cpu-0"
+    assert play.loaded(1000.0, stays) == {"a:1/onnx-fp32", "b:1/onnx-fp32"}
+    done = [there(stays, "a:1/onnx-fp32", "b:1/onnx-fp32"), next(w for w in workers if w.name == going)]
+    play.next(1500.0, workers=done)
+    assert (fleet_of(play).workers, fleet_of(play).leaving) == (1, (going,))
+
+
+def test_who_drains_gets_nothing_new() -> None:
+    play = Play([model()], [], [there("cpu-0", draining=True), worker("cpu-1")])
+    play.next(scaling={"cpu": SCALING})
+    assert play.plan is not None
+    assert set(play.plan.workers) == {"cpu-1"}
+
+
+def test_a_fleet_is_used_as_far_as_it_was_sized_for() -> None:
+    planned: list[float] = []
+
+    def place(*args: Any) -> placement.Allocation:
+        planned.append(args[-1].utilisation_max)
+        return placement.place(*args)
+
+    play = Play([model()], [ready(model())], [worker()])
+    play.planner = Planner(place=place)
+    play.next(demand=cheaply(50.0))
+    play.next(6000.0, scaling={"cpu": SCALING})
+    assert planned == [0.8, 0.9]
+
+
+def test_another_reason_alone_is_no_plan() -> None:
+    play = Play([model()], [ready(model())], [])
+    play.next(scaling={"cpu": SCALING}, demand=cheaply(150.0))
+    assert play.plan is not None
+    epoch, reason = play.plan.epoch, fleet_of(play).reason
+    play.next(6000.0, demand=cheaply(140.0))
+    assert (play.plan.epoch, fleet_of(play).reason) == (epoch, reason)
