@@ -8,7 +8,7 @@ from pathlib import Path
 from simulator import verifier
 from simulator.facts import GroupSpec, Placement, Portfolio
 from simulator.files import FLEET, PROFILES, write_arrivals, write_placement, write_table
-from simulator.report import beside, report, write_loads, write_log
+from simulator.report import beside, report, write_loads, write_log, write_rentals
 from simulator.scenario import Played
 
 
@@ -18,6 +18,7 @@ def judged(played: Played, placement: Placement | None, folder: Path) -> list[st
     log, profiles, fleet, arrivals = (folder / f"{name}.csv" for name in ("run", "profiles", "fleet", "arrivals"))
     write_log(log, played.queries)
     write_loads(beside(log, "loads"), played.loads)
+    write_rentals(beside(log, "workers"), played.rentals)
     write_arrivals(arrivals, scenario.queries)
     _write_profiles(profiles, scenario.portfolio)
     _write_fleet(fleet, scenario.fleet)
@@ -30,7 +31,7 @@ def judged(played: Played, placement: Placement | None, folder: Path) -> list[st
         placement=None if placement is None else beside(log, "placement"),
         faults=[f"{fault.kind}:{fault.worker}@{fault.at_ms!r}" for fault in scenario.faults],
     )
-    verdict = verifier.verify(inputs, log, beside(log, "loads"))
+    verdict = verifier.verify(inputs, log, beside(log, "loads"), beside(log, "workers"))
     return verdict.lines() + verifier.differences(verdict.figures, report(played).plain())
 
 
@@ -47,4 +48,12 @@ def _write_profiles(path: Path, portfolio: Portfolio) -> None:
 
 
 def _write_fleet(path: Path, fleet: Sequence[GroupSpec]) -> None:
-    write_table(path, FLEET, [(each.name, each.workers, each.memory_mb, each.price_per_hour) for each in fleet])
+    write_table(
+        path,
+        FLEET,
+        [
+            (g.name, g.workers, g.memory_mb, g.price_per_hour)
+            + ((g.workers_min, g.workers_max, g.start_ms, g.bill_s_min) if g.scales else ("", "", "", ""))
+            for g in fleet
+        ],
+    )

@@ -148,7 +148,11 @@ class DemandMeter:
         for task, rows in self._beyond.items():
             volume[task] = volume.get(task, 0.0) + (1 - kept) * rows * 1000 / passed_ms
         self._beyond.clear()
-        ranked = sorted(self._classes.items(), key=lambda item: -item[1].rate)[:CLASSES_MAX]
+        ranked = sorted(self._classes.items(), key=lambda item: -item[1].rate)
+        if len(ranked) > CLASSES_MAX:  # what is told of one class of each task first: no task is forgotten for others'
+            most = {key[0]: key for key, _ in reversed(ranked)}
+            ranked.sort(key=lambda item: most[item[0][0]] != item[0])
+            ranked = sorted(ranked[:CLASSES_MAX], key=lambda item: -item[1].rate)
         self._classes = {key: of for key, of in ranked if of.rate > _FORGOTTEN}
         told: dict[str, float] = {}
         for (task, *_), of in self._classes.items():

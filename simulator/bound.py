@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array
 
+from modelless.messages import MS_PER_HOUR
 from simulator.facts import INF, GroupSpec, Portfolio, SimulatedQuery, VariantProfile
 
 VARIABLES_MAX = 20_000
@@ -54,6 +55,22 @@ class Bound:
 
     goodness: float
     in_time: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeastCost:
+    """The least that anybody pays for these queries in time; see :func:`least_cost`."""
+
+    usd: NDArray[np.float64]
+    """By query; 0 for those that nobody can answer in time, or that are given up."""
+    group: NDArray[np.int64]
+    """Where: index of the fleet's group; -1: nowhere."""
+    device_ms: NDArray[np.float64]
+    """There."""
+
+    @property
+    def total_usd(self) -> float:
+        return float(self.usd.sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +125,52 @@ def bound(
     return Bound(min(1.0, goodness / len(queries) * (1 + ROUNDING)), min(1.0, in_time / len(queries) * (1 + ROUNDING)))
 
 
+def least_cost(
+    fleet: Sequence[GroupSpec],
+    portfolio: Portfolio,
+    queries: Sequence[SimulatedQuery],
+    *,
+    missed: float = 0.0,
+    accuracy_slack: float = 0.02,
+) -> LeastCost:
+    """What nobody underbids who answers all but a share ``missed`` of the queries in time: fractional workers, as many
+    as it takes and no longer than it takes, perfect batches, nothing to start or to load.
+
+    Each query costs at least, of the choices that may answer it in time, the least of price times the device time of
+    the module's theory; the ``missed`` share that costs most is given up. In fleets that scale no worker costs less
+    than its price for the time in which it runs batches, so whatever a policy does, its bill is at least the sum.
+    """
+    number = {spec.name: index for index, spec in enumerate(fleet)}
+    usd, device_ms = np.full(len(queries), INF), np.zeros(len(queries))
+    group = np.full(len(queries), -1)
+    of_task: dict[str, list[int]] = defaultdict(list)
+    for index, query in enumerate(queries):
+        of_task[query.task].append(index)
+    for task, indices in of_task.items():
+        own = np.array(indices, dtype=np.int64)
+        floors = np.array(
+            [0.0 if queries[i].on_miss == "degrade" else portfolio.floor(queries[i], accuracy_slack) for i in indices]
+        )
+        arrival = np.array([queries[i].arrival_ms for i in indices])
+        deadline = np.array([queries[i].deadline_ms for i in indices])
+        for choice in portfolio.by_task.get(task, ()):
+            if choice.group not in number or choice.memory_mb > fleet[number[choice.group]].memory_mb + 1e-9:
+                continue
+            able = np.flatnonzero(floors <= choice.accuracy + 1e-12)
+            ms = _device_ms(choice, arrival[able], deadline[able])
+            cost = ms * (fleet[number[choice.group]].price_per_hour / MS_PER_HOUR)
+            better = cost < usd[own[able]]
+            at = own[able[better]]
+            usd[at], device_ms[at], group[at] = cost[better], ms[better], number[choice.group]
+    never = usd == INF
+    free = np.flatnonzero(never)
+    left = max(0, int(missed * len(queries) + 1e-6) - free.size)
+    costliest = np.argsort(np.where(never, -1.0, usd))[len(queries) - left :]
+    for gone in (free, costliest):
+        usd[gone], device_ms[gone], group[gone] = 0.0, 0.0, -1
+    return LeastCost(usd, group, device_ms)
+
+
 def _least_ms(
     choices: Sequence[VariantProfile],
     portfolio: Portfolio,
@@ -129,21 +192,29 @@ def _least_ms(
         own = own[floors <= choice.accuracy + 1e-12]
         arrival = np.array([queries[i].arrival_ms for i in own])
         deadline = np.array([queries[i].deadline_ms for i in own])
-        ms = np.full(own.size, INF)
-        for size, p50_ms in zip(choice.sizes, choice.p50_ms, strict=True):
-            # Who has just the time for a batch must not be lost to rounding, here and below.
-            able = np.flatnonzero(deadline - arrival >= p50_ms - 1e-6)
-            if not able.size:
-                continue
-            arrivals, deadlines = np.sort(arrival[able]), np.sort(deadline[able])
-            there = np.searchsorted(arrivals, deadline[able] - p50_ms + 1e-6, side="right")
-            gone = np.searchsorted(deadlines, arrival[able] + p50_ms - 1e-6, side="left")
-            together = np.minimum(size, np.maximum(1, there - gone))
-            ms[able] = np.minimum(ms[able], p50_ms / together)
+        ms = _device_ms(choice, arrival, deadline)
         for index, each_ms in zip(own.tolist(), ms.tolist(), strict=True):
             if each_ms < INF:
                 found[index][number] = each_ms
     return found
+
+
+def _device_ms(
+    choice: VariantProfile, arrival: NDArray[np.float64], deadline: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of each of these queries: the least device time that it takes of the choice; INF if it cannot be in time."""
+    ms = np.full(arrival.size, INF)
+    for size, p50_ms in zip(choice.sizes, choice.p50_ms, strict=True):
+        # Who has just the time for a batch must not be lost to rounding, here and below.
+        able = np.flatnonzero(deadline - arrival >= p50_ms - 1e-6)
+        if not able.size:
+            continue
+        arrivals, deadlines = np.sort(arrival[able]), np.sort(deadline[able])
+        there = np.searchsorted(arrivals, deadline[able] - p50_ms + 1e-6, side="right")
+        gone = np.searchsorted(deadlines, arrival[able] + p50_ms - 1e-6, side="left")
+        together = np.minimum(size, np.maximum(1, there - gone))
+        ms[able] = np.minimum(ms[able], p50_ms / together)
+    return ms
 
 
 def _parts(

@@ -114,15 +114,31 @@ class VariantProfile:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """Identical workers, one device each."""
+    """Identical workers, one device each.
+
+    With ``workers_max`` it scales: ``workers`` are there at time 0, and who decides rents and releases others.
+    """
 
     name: str
     workers: int
+    """At time 0, ready."""
     memory_mb: float
     price_per_hour: float
+    workers_min: int = 0
+    workers_max: int | None = None
+    """At most so many are rented at once; None: the number is fixed."""
+    start_ms: float = 0.0
+    """From rent to ready; it costs what other time costs."""
+    bill_s_min: float = 0.0
+    """Every rent costs at least so long."""
+
+    @property
+    def scales(self) -> bool:
+        return self.workers_max is not None
 
     @property
     def worker_names(self) -> list[str]:
+        """At time 0."""
         return [f"{self.name}-{number}" for number in range(self.workers)]
 
 

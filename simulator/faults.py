@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from modelless.errors import ConfigurationError
-from simulator.facts import GroupSpec, Portfolio
+from simulator.facts import GroupSpec, Portfolio, group_of
 from simulator.files import nearest
 from simulator.world import Fault
 
@@ -34,13 +34,20 @@ def parse_fault(text: str, fleet: Sequence[GroupSpec]) -> Fault:
         raise ConfigurationError(f"--fault {text!r}: expected one of the forms {', '.join(FORMS.values())}")
     kind, name = found["kind"], found["name"]
     groups = [spec.name for spec in fleet]
-    known = groups if kind == "price" else [worker for spec in fleet for worker in spec.worker_names]
+    known = groups if kind == "price" else [worker for spec in fleet for worker in _possible(spec)]
     if name not in known:
         raise ConfigurationError(f"--fault {text!r}: the fleet has no {name!r}; it has {nearest(name, known)}")
+    if kind == "back" and any(spec.scales and spec.name == group_of(name) for spec in fleet):
+        raise ConfigurationError(f"--fault {text!r}: workers of {group_of(name)} are back when they are rented again")
     value = float(found["value"] or 1.0)
     if kind == "slow" and value < 1.0:
         raise ConfigurationError(f"--fault {text!r}: 1 or more times slower; nobody is faster than its profile")
     return Fault(float(found["at"]), kind, name, value)
+
+
+def _possible(spec: GroupSpec) -> list[str]:
+    """All workers that it may have."""
+    return [f"{spec.name}-{number}" for number in range(spec.workers_max or spec.workers)]
 
 
 def parse_wrong_profiles(texts: Iterable[str], portfolio: Portfolio) -> dict[tuple[str, str], float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -25,7 +26,8 @@ ARRIVALS_NEEDED = ("arrival_ms", "task")
 PROFILES = (
     "task", "model", "variant", "group", "batch_size", "p50_ms", "p99_ms", "accuracy", "load_ms", "memory_mb"
 )  # fmt: skip
-FLEET = ("group", "workers", "memory_mb", "price_per_hour")
+FLEET_NEEDED = ("group", "workers", "memory_mb", "price_per_hour")
+FLEET = (*FLEET_NEEDED, "workers_min", "workers_max", "start_ms", "bill_s_min")
 PLACEMENT = ("worker", "variant")
 DEMAND = ("task", "latency_ms_max", "accuracy_min", "rate", "prefer", "on_miss", "burst")
 DEMAND_NEEDED = ("task", "rate")
@@ -151,18 +153,41 @@ def _profile(
 
 
 def read_fleet(path: Path) -> tuple[GroupSpec, ...]:
+    """Groups; one with ``workers_max`` scales, and may begin with no worker at all."""
     found: dict[str, GroupSpec] = {}
-    with _table(path, FLEET, FLEET) as (columns, rows):
+    with _table(path, FLEET, FLEET_NEEDED) as (columns, rows):
         for line, row in rows:
-            group, workers, memory_mb, price = ((Cell(path, line, name), row[columns[name]]) for name in FLEET)
-            name = _name(*group)
-            found[name] = GroupSpec(
+            cells = [(Cell(path, line, name), row[columns[name]] if name in columns else "") for name in FLEET]
+            group, workers, memory_mb, price, *scaling = cells
+            name, scales = _name(*group), bool(scaling[1][1])
+            spec = GroupSpec(
                 name,
-                _whole(*workers),
+                _whole(*workers, least=0 if scales else 1),
                 _number(*memory_mb, "megabytes above 0", above=0.0),
                 _number(*price, "USD per hour, 0 or more"),
             )
+            found[name] = _scaling(spec, scaling) if scales else spec
+            for where, raw in scaling:
+                if raw and not scales:
+                    raise where.wrong(raw, "nothing: the number of workers is fixed where workers_max is empty")
     return tuple(found.values())
+
+
+def _scaling(spec: GroupSpec, cells: Sequence[tuple[Cell, str]]) -> GroupSpec:
+    """With what stands in the optional columns."""
+    least, most, start, bill = cells
+    workers_max = _whole(*most)
+    workers_min = _whole(*least, least=0) if least[1] else 0
+    if not workers_min <= spec.workers <= workers_max:
+        expected = f"from workers_min to workers_max, {workers_min} to {workers_max}: those at time 0"
+        raise most[0]._replace(column="workers").wrong(str(spec.workers), expected)
+    return replace(
+        spec,
+        workers_min=workers_min,
+        workers_max=workers_max,
+        start_ms=_number(*start, "milliseconds, 0 or more") if start[1] else 0.0,
+        bill_s_min=_number(*bill, "seconds, 0 or more") if bill[1] else 0.0,
+    )
 
 
 def read_placement(path: Path, fleet: Sequence[GroupSpec], portfolio: Portfolio) -> Placement:
@@ -279,11 +304,12 @@ def _name(cell: Place, raw: str) -> str:
     return raw
 
 
-def _whole(cell: Place, raw: str) -> int:
-    """1 or more; ``4.0`` is 4, as spreadsheets write it."""
-    value = _number(cell, raw, "a whole number, 1 or more", least=1.0)
+def _whole(cell: Place, raw: str, least: int = 1) -> int:
+    """``4.0`` is 4, as spreadsheets write it."""
+    expected = f"a whole number, {least} or more"
+    value = _number(cell, raw, expected, least=least)
     if value != int(value):
-        raise cell.wrong(raw, "a whole number, 1 or more")
+        raise cell.wrong(raw, expected)
     return int(value)
 
 

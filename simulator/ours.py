@@ -2,7 +2,8 @@
 
 What is real: :class:`broker.core.Core` with everything in it (ledger, catalog, selector, batcher, scheduler), one for
 each broker; :class:`workers.device_queue.DeviceQueue`, one for each worker; :class:`broker.planner.Planner`, on its
-period. What is not there: Kafka, decoding, the link's wire and the processor time of all that; ``World.intake_ms`` and
+period; and in place of the provisioner, the world's workers are rented and let go as the plan says. What is not there:
+Kafka, decoding, the link's wire and the processor time of all that; ``World.intake_ms`` and
 ``World.reply_ms`` stand for them.
 """
 
@@ -17,9 +18,10 @@ from broker.devices import Worker
 from broker.intake import set_deadlines
 from broker.ledger import Address, Entry, Source
 from broker.planner import Planner
+from broker.scaler import Scaling
 from broker.wants import total as total_wants
 from modelless import frames
-from modelless.messages import BatchTime, Evaluation, ModelVersion, Plan, Profile, Query, RecordId
+from modelless.messages import BatchTime, Evaluation, GroupTarget, ModelVersion, Plan, Profile, Query, RecordId
 from modelless.tensors import Tensor, TensorSpec
 from simulator.facts import INF, Portfolio, SimulatedQuery
 from simulator.world import Device, Running, World
@@ -37,9 +39,12 @@ _INPUTS = (Tensor("x", "FP32", (1, 1), b"\0\0\0\0"),)
 
 
 class Names:
-    """The project's names for the variants of a portfolio, and back: ``m3:1/v5``."""
+    """The project's names for the variants of a portfolio, and back: ``m3:1/v5``.
 
-    def __init__(self, portfolio: Portfolio, prices: dict[str, float]) -> None:
+    ``scaling``: groups that scale. What has no profile there was tried and failed, or a worker would be rented to try.
+    """
+
+    def __init__(self, portfolio: Portfolio, prices: dict[str, float], scaling: Collection[str] = ()) -> None:
         models: dict[tuple[str, str], ModelVersion] = {}
         builders: dict[str, str] = {}
         self.theirs: dict[str, str] = {}
@@ -78,6 +83,13 @@ class Names:
                 )
             )
         self.models = list(models.values())
+        for group in scaling:
+            there = {each.split("/")[0] for (_, of), each in self.ours.items() if of == group}
+            self.profiles += [
+                Profile(f"{model.key}/none", group, "failed", model.digest, "it has no profile")
+                for model in self.models
+                if model.key not in there
+            ]
 
 
 class _Alarm:
@@ -111,6 +123,8 @@ class _Worker:
         """What the plan says."""
         self.ran: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """Batches since the last state, by our name of the variant."""
+        self.leaves = False
+        """The plan wants it to go: nothing new, and gone when what it holds is done."""
         self._alarm = _Alarm(ours.world, self._woke)
         self.queue.device(up=True)
         for number, broker in enumerate(ours.brokers):
@@ -180,6 +194,21 @@ class _Worker:
                         self.ours.brokers[link].hear(self.links[link], frame)
         wake_ms = self.queue.wake_at_ms()
         self._alarm.set(INF if wake_ms is None else wake_ms)
+        if self.leaves and self.queue.drained:
+            world.at(now_ms, self._go)
+
+    def leave(self) -> None:
+        """As a worker does that is told to stop."""
+        if not self.leaves:
+            self.leaves = True
+            self.queue.drain()
+            for broker, link in zip(self.ours.brokers, self.links, strict=True):
+                broker.hear(link, frames.Drain("the plan lets it go"))
+            self.kick()
+
+    def _go(self) -> None:
+        if self.device.alive and not self.device.leaving:
+            self.ours.world.release(self.device.name)
 
     def _woke(self) -> None:
         if self.device.alive:
@@ -305,7 +334,8 @@ class Ours:
 
     def start(self, world: World) -> None:
         self.world = world
-        self.names = Names(world.portfolio, {spec.name: spec.price_per_hour for spec in world.fleet})
+        prices = {spec.name: spec.price_per_hour for spec in world.fleet}
+        self.names = Names(world.portfolio, prices, [spec.name for spec in world.fleet if spec.scales])
         self._asked: dict[tuple[object, ...], Query] = {}
         self._plan: Plan | None = None
         self._planner = Planner(solve_s_max=SOLVE_S_MAX)
@@ -364,7 +394,9 @@ class Ours:
         worker.kick()
 
     def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
-        worker = self.workers.pop(device.name)
+        worker = self.workers.pop(device.name, None)
+        if worker is None:
+            return  # it was never there
         for broker, link in zip(self.brokers, worker.links, strict=True):
             broker.core.lost(link, self.world.now_ms)
         for broker in self.brokers:  # each of them knows by now: what one sends elsewhere, others hear of
@@ -381,7 +413,8 @@ class Ours:
         now_ms, leader = self.world.now_ms, self.brokers[0].core
         wants = total_wants(broker.core.wants(now_ms) for broker in self.brokers)
         demand = total_demand(each for broker in self.brokers for each in broker.core.demand(now_ms))
-        plan = self._planner.plan(self._plan, leader.situation(now_ms, wants, demand), "broker-0", now_ms)
+        situation = leader.situation(now_ms, wants, demand, self._scaling(now_ms))
+        plan = self._planner.plan(self._plan, situation, "broker-0", now_ms)
         if plan is not None:
             self._plan = plan
             wanted = {name: frozenset(assignment.load) for name, assignment in plan.workers.items()}
@@ -393,7 +426,41 @@ class Ours:
                 assignment = self._plan.workers.get(name)
                 if assignment is not None:
                     worker.assign(assignment.load)
+            for group, target in self._plan.fleet.items():
+                self._provision(group, target)
         self.world.at(now_ms + PLAN_INTERVAL_MS, self._plan_often)
+
+    def _scaling(self, now_ms: float) -> dict[str, Scaling]:
+        """Of the groups that scale."""
+        found = {}
+        pressures = [broker.core.pressure(now_ms) for broker in self.brokers]
+        for spec in self.world.fleet:
+            if spec.workers_max is not None:
+                waits = [pressure[spec.name] for pressure in pressures if spec.name in pressure]
+                found[spec.name] = Scaling(
+                    spec.workers_min,
+                    spec.workers_max,
+                    spec.memory_mb,
+                    self.world.prices[spec.name],
+                    spec.start_ms,
+                    sum(backlog_ms for backlog_ms, _ in waits),
+                    max((oldest_ms for _, oldest_ms in waits), default=0.0),
+                )
+        return found
+
+    def _provision(self, group: str, target: GroupTarget) -> None:
+        """Make it so, as the provisioner does: who is to go drains first; who is not there yet is not waited for."""
+        world = self.world
+        own = [device for device in world.devices.values() if device.group == group and not device.leaving]
+        for device in own:
+            if device.name in target.leaving and device.name in self.workers:
+                self.workers[device.name].leave()
+        staying = [device for device in own if device.name not in target.leaving]
+        for _ in range(min(world.room(group), target.workers - len(staying))):
+            world.rent(group)
+        starting = [device for device in staying if not device.alive]
+        for device in starting[: max(0, len(staying) - target.workers)]:
+            world.release(device.name)
 
     def _judge_often(self) -> None:
         for broker in self.brokers:

@@ -8,7 +8,9 @@ Only what is in the log, in the three files and in the faults goes into a figure
 * ``attributed_cost_usd`` is the price of each worker for the time in which it ran batches; batches that were lost with
   their worker are in no log and cost nothing here;
 * ``fleet_cost_usd`` is the rent of all workers that were there, from 0 to the last arrival or the end of the last
-  batch, whichever is later; a task's part of it is its part of the attributed cost (of the queries, if nothing ran);
+  batch, whichever is later; in groups that scale, of every rental from when it was asked for, its start-up with it, and
+  at least the group's ``bill_s_min``, also beyond that end; a task's part of it is its part of the attributed cost (of
+  the queries, if nothing ran);
 * ``p50_ms`` and ``p99_ms`` are from arrival until the reply is out, of all that were answered, late ones too;
 * where there are several topics each has figures of its own; its part of a batch's cost is that of its rows;
 * ``decide_us`` is the whole policy's, for each task too: what it does is not told apart by task.
@@ -30,13 +32,15 @@ from simulator.collector import paused
 from simulator.facts import GroupSpec, Outcome, SimulatedQuery, group_of
 from simulator.files import write_table
 from simulator.scenario import Played
-from simulator.world import Fault, Load
+from simulator.world import Fault, Load, Rental
 
 LOG = (
     "query", "task", "arrival_ms", "deadline_ms", "worker", "variant", "start_ms", "end_ms", "batch", "outcome", "topic"
 )  # fmt: skip
 LOADS = ("worker", "variant", "start_ms", "end_ms")
+WORKERS = ("worker", "group", "start_ms", "ready_ms", "end_ms")
 SERIES_BINS = 60
+MS_PER_S = 1000.0
 INF = float("inf")
 
 
@@ -81,6 +85,14 @@ class Series(NamedTuple):
     goodness: Sequence[float]
 
 
+class Crew(NamedTuple):
+    """Workers that were paid for, of a fleet that scales; not in the JSON."""
+
+    mean: float
+    most: int
+    rents: int
+
+
 @dataclass(frozen=True)
 class Report:
     """Of one policy."""
@@ -92,6 +104,7 @@ class Report:
     """Empty if there are no topics."""
     series: Series
     wall_s: float
+    crew: Crew | None = None
 
     def plain(self) -> dict[str, Any]:
         """As in the JSON."""
@@ -102,16 +115,22 @@ class Report:
 
 
 class Rents:
-    """What each worker costs at which time: prices change, and who is lost costs nothing until it is back."""
+    """What each worker costs at which time: prices change, and who is lost costs nothing until it is back.
 
-    def __init__(self, fleet: Sequence[GroupSpec], faults: Sequence[Fault] = ()) -> None:
-        self._workers = [worker for spec in fleet for worker in spec.worker_names]
+    ``rentals`` are those of groups that scale.
+    """
+
+    def __init__(
+        self, fleet: Sequence[GroupSpec], faults: Sequence[Fault] = (), rentals: Sequence[Rental] = ()
+    ) -> None:
+        self._workers = [worker for spec in fleet if not spec.scales for worker in spec.worker_names]
+        self._rentals, self._billed_s_min = rentals, {spec.name: spec.bill_s_min for spec in fleet}
         self._prices = {spec.name: [(0.0, spec.price_per_hour)] for spec in fleet}
         self._there = {worker: [(0.0, 1.0)] for worker in self._workers}
         for fault in sorted(faults, key=lambda fault: fault.at_ms):
             if fault.kind == "price":
                 self._prices[fault.worker].append((fault.at_ms, fault.value))
-            elif fault.kind in {"lost", "back"}:
+            elif fault.kind in {"lost", "back"} and fault.worker in self._there:
                 self._there[fault.worker].append((fault.at_ms, float(fault.kind == "back")))
 
     def price_usd(self, worker: str, start_ms: float, end_ms: float) -> float:
@@ -130,7 +149,15 @@ class Rents:
             for (begin_ms, is_there), end_ms in zip(there, ends, strict=True):
                 if is_there and begin_ms < span_ms:
                     spent += self.price_usd(worker, begin_ms, min(end_ms, span_ms))
+        for rental in self._rentals:
+            if rental.start_ms < span_ms:
+                spent += self.rental_usd(rental, span_ms)
         return spent
+
+    def rental_usd(self, rental: Rental, span_ms: float) -> float:
+        """Of one that began before ``span_ms``."""
+        least_ms = rental.start_ms + MS_PER_S * self._billed_s_min[rental.group]
+        return self.price_usd(rental.worker, rental.start_ms, max(min(rental.end_ms, span_ms), least_ms))
 
 
 def _integral(steps: Sequence[tuple[float, float]], start_ms: float, end_ms: float) -> float:
@@ -153,7 +180,7 @@ def report(played: Played) -> Report:
 
 def _report(played: Played) -> Report:
     scenario, span_ms = played.scenario, played.span_ms
-    rents = Rents(scenario.fleet, scenario.faults)
+    rents = Rents(scenario.fleet, scenario.faults, played.rentals)
     by_task: dict[str, list[SimulatedQuery]] = defaultdict(list)
     batches: dict[tuple[str, float], SimulatedQuery] = {}
     for query in played.queries:
@@ -175,7 +202,22 @@ def _report(played: Played) -> Report:
     worst = min((figures.goodness for figures in tasks.values()), default=0.0)
     total = _figures(played.queries, scenario.reply_ms, spent_usd, fleet_usd, len(batches), played.decide_us)
     series, topics = _series(played.queries), _topics(played.queries, rents)
-    return Report(played.name, total._replace(worst_task_goodness=worst), tasks, topics, series, played.wall_s)
+    total = total._replace(worst_task_goodness=worst)
+    return Report(played.name, total, tasks, topics, series, played.wall_s, _crew(played, span_ms))
+
+
+def _crew(played: Played, span_ms: float) -> Crew | None:
+    fleet = played.scenario.fleet
+    if not any(spec.scales for spec in fleet):
+        return None
+    fixed = sum(spec.workers for spec in fleet if not spec.scales)
+    steps = [(each.start_ms, 1) for each in played.rentals] + [(each.end_ms, -1) for each in played.rentals]
+    number = most = before_ms = paid_ms = 0.0
+    for at_ms, step in sorted(steps):
+        paid_ms += number * max(0.0, min(at_ms, span_ms) - before_ms)
+        before_ms, number = min(at_ms, span_ms), number + step
+        most = max(most, number)
+    return Crew(fixed + paid_ms / max(span_ms, 1e-9), fixed + int(most), len(played.rentals))
 
 
 def _topics(queries: Sequence[SimulatedQuery], rents: Rents) -> dict[str, TopicFigures]:
@@ -288,6 +330,11 @@ def write_log(path: Path, queries: Sequence[SimulatedQuery]) -> None:
 def write_loads(path: Path, loads: Iterable[Load]) -> None:
     """A row per load that ended."""
     write_table(path, LOADS, ((load.worker, load.variant, load.start_ms, load.end_ms) for load in loads))
+
+
+def write_rentals(path: Path, rentals: Iterable[Rental]) -> None:
+    """A row per rental of a group that scales; one that had no end has ``inf``."""
+    write_table(path, WORKERS, ((r.worker, r.group, r.start_ms, r.ready_ms, r.end_ms) for r in rentals))
 
 
 def beside(log: Path, what: str) -> Path:

@@ -29,7 +29,7 @@ from simulator.files import (
 )
 from simulator.ours import Ours
 from simulator.picture import draw
-from simulator.report import Report, beside, report, write_json, write_loads, write_log
+from simulator.report import Report, beside, report, write_json, write_loads, write_log, write_rentals
 from simulator.rivals import RIVALS
 from simulator.scenario import Played, Scenario, play
 from simulator.world import Policy
@@ -197,6 +197,8 @@ def _play_all(
 def _write_log(path: Path, played: Played, placement: Placement | None) -> None:
     write_log(path, played.queries)
     write_loads(beside(path, "loads"), played.loads)
+    if any(spec.scales for spec in played.scenario.fleet):
+        write_rentals(beside(path, "workers"), played.rentals)
     if placement is not None:
         write_placement(beside(path, "placement"), placement)
 
@@ -209,10 +211,12 @@ def _tell(console: Console, reports: Sequence[Report], scenario: Scenario) -> No
     if reports[0].topics:
         console.print(_topic_table(reports))
     tasks, workers = len(reports[0].tasks), sum(spec.workers for spec in scenario.fleet)
+    most = sum(spec.workers_max or spec.workers for spec in scenario.fleet)
+    scaling = f" at first, {most} at most" if most > workers else ""
     last_s = scenario.queries[-1].arrival_ms / 1000
     console.print(
         f"{len(scenario.queries):,} queries of {tasks} {'task' if tasks == 1 else 'tasks'} in {last_s:,.1f} s on "
-        f"{workers} {'worker' if workers == 1 else 'workers'}; seed {scenario.seed}; "
+        f"{workers} {'worker' if workers == 1 else 'workers'}{scaling}; seed {scenario.seed}; "
         f"played in {sum(each.wall_s for each in reports):,.1f} s",
         highlight=False,
     )
@@ -229,6 +233,9 @@ def _table(reports: Sequence[Report]) -> Table:
         "fleet $", "decide µs",
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
+    scales = any(each.crew is not None for each in reports)
+    for heading in ("workers", "most", "rents") if scales else ():
+        table.add_column(heading, justify="right", no_wrap=True)
     best = max(each.total.goodness for each in reports)
     for each in reports:
         figures = each.total
@@ -242,6 +249,7 @@ def _table(reports: Sequence[Report]) -> Table:
             f"{figures.attributed_cost_usd:.6f}",
             f"{figures.fleet_cost_usd:.6f}",
             f"{figures.decide_us:.1f}",
+            *((f"{each.crew.mean:.1f}", str(each.crew.most), str(each.crew.rents)) if each.crew is not None else ()),
             style="bold" if len(reports) > 1 and figures.goodness == best else None,
         )
     return table

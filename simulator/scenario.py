@@ -8,7 +8,7 @@ from time import perf_counter
 
 from simulator.collector import paused, spared
 from simulator.facts import GroupSpec, Placement, Portfolio, SimulatedQuery
-from simulator.world import Device, Fault, Load, Policy, Running, World
+from simulator.world import Device, Fault, Load, Policy, Rental, Running, World
 
 _TOLD_EVERY = 4096
 """Queries between two reports of progress."""
@@ -46,6 +46,8 @@ class Played:
     and with what the world does at its word (beginning a batch or a load). Without its ``start``."""
     wall_s: float
     """The whole play, the world's own work included."""
+    rentals: Sequence[Rental] = ()
+    """Of groups that scale."""
 
     @property
     def span_ms(self) -> float:
@@ -93,7 +95,7 @@ def play(
         world.play(timed)
         wall_s = perf_counter() - began_s
     decide_us = 1e6 * timed.spent_s / max(1, len(queries))
-    return Played(name or policy.name, scenario, queries, world.loads, decide_us, wall_s)
+    return Played(name or policy.name, scenario, queries, world.loads, decide_us, wall_s, world.rentals)
 
 
 class _TimedWorld(World):

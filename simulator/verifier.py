@@ -14,7 +14,9 @@ It computes every figure again, and checks that
 * a load takes its time, one at a time on a worker; nothing runs before its load ended, nor while it is loaded anew;
 * what must have been in a worker's memory at one time fits into it: a variant is there from the begin of its load to
   the end of its last batch before its next load, at least;
-* nothing runs or loads on a worker that is lost.
+* nothing runs or loads on a worker that is lost;
+* where the fleet scales, nothing runs or loads on a worker before it is ready or after it ended, it takes its time to
+  be ready, and no group has more workers at once than it may, or at time 0 others than the file says.
 
 Exit status 1 if anything of it is broken or a figure differs. Only the standard library.
 """
@@ -90,9 +92,32 @@ class Worker:
     placed: set[str] = field(default_factory=set)
     """Loaded at time 0."""
     gone: list[tuple[float, float]] = field(default_factory=list)
-    """From when to when it is lost."""
+    """From when to when it is lost, or not rented and ready."""
+    struck_ms: list[float] = field(default_factory=list)
+    """When it is lost, in a group that scales: whoever has it then is rid of it."""
     loads: list[Span] = field(default_factory=list)
     batches: list[Span] = field(default_factory=list)
+
+
+class Rental(NamedTuple):
+    """A worker of a group that scales, for as long as it costs."""
+
+    worker: str
+    group: str
+    start_ms: float
+    ready_ms: float
+    end_ms: float
+
+
+@dataclass
+class Scaling:
+    """Of a group."""
+
+    workers: int
+    """At time 0."""
+    workers_max: int
+    start_ms: float
+    bill_ms_min: float
 
 
 @dataclass
@@ -104,6 +129,8 @@ class Inputs:
     workers: dict[str, Worker]
     prices: dict[str, list[tuple[float, float]]]
     """By group: from when, and how much."""
+    scaling: dict[str, Scaling] = field(default_factory=dict)
+    """By group, of those that scale."""
     asked: list[tuple[float, str, float]] | None = None
     """Arrival, task and deadline of every query, by arrival."""
     intake_ms: float = 0.0
@@ -162,7 +189,12 @@ def read_inputs(
     for row in {row["group"]: row for row in _rows(fleet)}.values():
         group = row["group"]
         inputs.prices[group] = [(0.0, float(row["price_per_hour"]))]
-        for number in range(int(float(row["workers"]))):
+        workers = possible = int(float(row["workers"]))
+        if row.get("workers_max"):
+            possible = int(float(row["workers_max"]))
+            start_ms, bill_s_min = float(row.get("start_ms") or 0), float(row.get("bill_s_min") or 0)
+            inputs.scaling[group] = Scaling(workers, possible, start_ms, 1000 * bill_s_min)
+        for number in range(possible):
             inputs.workers[f"{group}-{number}"] = Worker(group, float(row["memory_mb"]))
     if placement is not None:
         for row in _rows(placement):
@@ -201,6 +233,8 @@ def _strike(inputs: Inputs, faults: Sequence[str]) -> None:
     for at_ms, kind, name, value in sorted(parsed, key=lambda fault: fault[0]):
         if kind == "price":
             inputs.prices[name].append((at_ms, value))
+        elif kind == "lost" and inputs.workers[name].group in inputs.scaling:
+            inputs.workers[name].struck_ms.append(at_ms)
         elif kind == "lost":
             gone = inputs.workers[name].gone
             if not gone or gone[-1][1] < inf:
@@ -223,10 +257,16 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 # --- what came out ------------------------------------------------------------------------------------------------
 
 
-def verify(inputs: Inputs, log: Path, loads: Path) -> Verdict:
-    """Raises ValueError or KeyError: the log is not one."""
+def verify(inputs: Inputs, log: Path, loads: Path, workers: Path | None = None) -> Verdict:
+    """``workers`` is needed where the fleet scales.
+
+    Raises:
+        ValueError, KeyError: the log is not one.
+    """
     broken = Violations()
     rows = [_row(row) for row in _rows(log)]
+    rentals = [_rental(row) for row in _rows(workers)] if inputs.scaling and workers is not None else []
+    _check_rentals(rentals, inputs, broken)
     _check_queries(rows, inputs, broken)
     batches = _check_batches([row for row in rows if row.batch], inputs, broken)
     for (name, variant, start_ms), together in batches.items():
@@ -239,7 +279,7 @@ def verify(inputs: Inputs, log: Path, loads: Path) -> Verdict:
         worker.batches.sort(key=lambda span: span.start_ms)
         _check_worker(name, worker, inputs, broken)
         _check_memory(name, worker, inputs, broken)
-    return Verdict(figures(rows, batches, inputs), dict(broken.found))
+    return Verdict(figures(rows, batches, inputs, rentals), dict(broken.found))
 
 
 def _row(row: dict[str, str]) -> Row:
@@ -256,6 +296,58 @@ def _row(row: dict[str, str]) -> Row:
         row["outcome"],
         row.get("topic", ""),
     )
+
+
+def _rental(row: dict[str, str]) -> Rental:
+    return Rental(
+        row["worker"], row["group"], float(row["start_ms"]), float(row["ready_ms"]), float(row["end_ms"] or inf)
+    )
+
+
+def _check_rentals(rentals: Sequence[Rental], inputs: Inputs, broken: Violations) -> None:
+    """And note when each worker is there; what runs there then is checked with the rest."""
+    known = []
+    for rental in rentals:
+        what = f"{rental.worker} of {rental.group} at {rental.start_ms} ms"
+        worker, scaling = inputs.workers.get(rental.worker), inputs.scaling.get(rental.group)
+        is_known = worker is not None and scaling is not None and worker.group == rental.group
+        if not broken.check(is_known, "fleet", f"{what}: the fleet can have no such worker"):
+            continue
+        assert scaling is not None
+        known.append(rental)
+        took_ms = rental.ready_ms - rental.start_ms
+        is_first = rental.start_ms == 0.0 and int(rental.worker.rpartition("-")[2]) < scaling.workers
+        is_slow_enough = is_first or (rental.start_ms >= 0.0 and took_ms >= scaling.start_ms - SLACK_MS)
+        broken.check(is_slow_enough, "start", f"{what} was ready after {took_ms} ms of {scaling.start_ms} ms")
+        broken.check(rental.end_ms >= rental.start_ms, "rent", f"{what} ended before, at {rental.end_ms} ms")
+    for group, scaling in inputs.scaling.items():
+        own = [rental for rental in known if rental.group == group]
+        first = sum(rental.start_ms == 0.0 == rental.ready_ms for rental in own)
+        is_first = first >= scaling.workers
+        broken.check(is_first, "rent", f"{group} begins with {first} workers instead of {scaling.workers}")
+        changes = sorted((at_ms, step) for r in own for at_ms, step in ((r.start_ms, 1), (r.end_ms, -1)) if at_ms < inf)
+        number = 0
+        for at_ms, step in changes:  # at one instant those that end are first
+            number += step
+            fits = number <= scaling.workers_max
+            broken.check(fits, "too many", f"{group} has {number} workers at {at_ms} ms, {scaling.workers_max} at most")
+    lives: dict[str, list[Rental]] = defaultdict(list)
+    for rental in sorted(known, key=lambda rental: rental.start_ms):
+        lives[rental.worker].append(rental)
+    for name, worker in inputs.workers.items():
+        if worker.group not in inputs.scaling:
+            continue
+        free_ms = 0.0
+        for rental in lives[name]:
+            at = f"{name} at {rental.start_ms} ms"
+            broken.check(rental.start_ms >= free_ms, "rent", f"{at} is rented until {free_ms} ms already")
+            if rental.ready_ms > free_ms or free_ms > 0.0:
+                worker.gone.append((free_ms, rental.ready_ms))
+            for struck_ms in worker.struck_ms:
+                is_there = rental.start_ms < struck_ms < rental.end_ms
+                broken.check(not is_there, "lost", f"{at} is lost at {struck_ms} ms and rented on")
+            free_ms = rental.end_ms
+        worker.gone.append((free_ms, inf))
 
 
 def _check_queries(rows: Sequence[Row], inputs: Inputs, broken: Violations) -> None:
@@ -408,7 +500,12 @@ def _by_variant(spans: Iterable[Span]) -> dict[str, list[Span]]:
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def figures(rows: Sequence[Row], batches: dict[tuple[str, str, float], list[Row]], inputs: Inputs) -> dict[str, object]:
+def figures(
+    rows: Sequence[Row],
+    batches: dict[tuple[str, str, float], list[Row]],
+    inputs: Inputs,
+    rentals: Sequence[Rental] = (),
+) -> dict[str, object]:
     """All that is in the JSON but ``decide_us``."""
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -424,8 +521,14 @@ def figures(rows: Sequence[Row], batches: dict[tuple[str, str, float], list[Row]
     fleet_usd = sum(
         _cost(inputs.prices[worker.group], from_ms, min(to_ms, span_ms))
         for worker in inputs.workers.values()
+        if worker.group not in inputs.scaling
         for from_ms, to_ms in _there(worker)
     )
+    for rental in rentals:
+        if rental.start_ms < span_ms and rental.group in inputs.scaling:
+            paid_ms = rental.start_ms + inputs.scaling[rental.group].bill_ms_min
+            end_ms = max(paid_ms, min(rental.end_ms, span_ms))
+            fleet_usd += _cost(inputs.prices[rental.group], rental.start_ms, end_ms)
     spent_usd = sum(costs.values())
     tasks = {}
     for task, own in sorted(by_task.items()):
@@ -538,6 +641,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m simulator.verifier", description="Judge a simulation by its log.")
     parser.add_argument("log", type=Path, help="what --log wrote")
     parser.add_argument("--loads", type=Path, help="default: LOG.loads.csv beside it")
+    parser.add_argument("--workers", type=Path, help="of a fleet that scales; default: LOG.workers.csv beside it")
     parser.add_argument("--profiles", type=Path, required=True)
     parser.add_argument("--fleet", type=Path, required=True)
     parser.add_argument("--arrivals", type=Path, help="check also that these are the queries")
@@ -548,7 +652,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="what --json wrote: compare its figures")
     parser.add_argument("--policy", default="ours", help="whose figures of it")
     asked = parser.parse_args(arguments)
-    loads = asked.loads or asked.log.with_name(f"{asked.log.stem}.loads{asked.log.suffix or '.csv'}")
+    loads = asked.loads or _beside(asked.log, "loads")
     try:
         inputs = read_inputs(
             asked.profiles,
@@ -559,7 +663,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             intake_ms=asked.intake_ms,
             reply_ms=asked.reply_ms,
         )
-        verdict = verify(inputs, asked.log, loads)
+        verdict = verify(inputs, asked.log, loads, asked.workers or _beside(asked.log, "workers"))
         claimed = None if asked.json is None else json.loads(asked.json.read_text())[asked.policy]
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"cannot be judged: {type(error).__name__}: {error}\n")
@@ -570,6 +674,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(json.dumps(verdict.figures, indent=2) + "\n")
     sys.stdout.write("".join(f"broken: {each}\n" for each in told) or "nothing is broken\n")
     return 1 if told else 0
+
+
+def _beside(log: Path, what: str) -> Path:
+    return log.with_name(f"{log.stem}.{what}{log.suffix or '.csv'}")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,16 @@ A query may run on two devices at once (a hedge): the first end is its outcome, 
 A policy is told what happens (:class:`Policy`) and acts through the world: :meth:`World.run`, :meth:`World.load`,
 :meth:`World.unload`, :meth:`World.refuse`, :meth:`World.expire`, :meth:`World.at`. Time stands still while it does.
 
+The workers of a group that scales are rented and released (:meth:`World.rent`, :meth:`World.release`): a rented one is
+there after the group's ``start_ms``, a released one ends what runs and is gone. Its name is free again then.
+
 A batch takes the median of the next larger profiled size; where the profile has a tail it is drawn from a lognormal
 distribution with that median and that 99th percentile, cut off below the median.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -23,7 +27,6 @@ from typing import Protocol
 
 import numpy as np
 
-from modelless.messages import MS_PER_HOUR
 from simulator.facts import INF, GroupSpec, Placement, Portfolio, SimulatedQuery, VariantProfile
 
 Z99 = 2.3263478740408408
@@ -56,18 +59,29 @@ class Device:
     """In this order; the first one is on its way."""
     running: Running | None = None
     alive: bool = True
+    """False: lost, gone, or not yet there."""
+    leaving: bool = False
+    """Released: gone once nothing runs."""
     life: int = 0
-    """How often it was lost."""
+    """How often a worker of that name was lost or gone."""
     factor: float = 1.0
     """By how much it is slower than its profile."""
     busy_ms: float = 0.0
-    rented_from_ms: float = 0.0
-    rented_ms: float = 0.0
-    bill_usd: float = 0.0
 
     @property
     def idle(self) -> bool:
-        return self.alive and self.running is None
+        return self.alive and self.running is None and not self.leaving
+
+
+@dataclass(slots=True)
+class Rental:
+    """A worker of a group that scales, from when it is rented until it is gone."""
+
+    worker: str
+    group: str
+    start_ms: float
+    ready_ms: float
+    end_ms: float = INF
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +98,9 @@ class Load:
 class Fault:
     """Something goes wrong at an instant. ``worker`` names whom it happens to.
 
-    ``lost``: gone, with what it ran; ``back``: there again, with nothing loaded; ``slow``: ``value`` times slower;
-    ``price``: all workers of the group of ``worker`` (a group's name) cost ``value`` USD per hour.
+    ``lost``: gone, with what it ran; ``back``: there again, with nothing loaded (one of a group that scales must be
+    rented again instead); ``slow``: ``value`` times slower; ``price``: all workers of the group of ``worker`` (a
+    group's name) cost ``value`` USD per hour.
     """
 
     at_ms: float
@@ -110,9 +125,13 @@ class Policy(Protocol):
     def loaded(self, device: Device, variant: str) -> None: ...
 
     def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
-        """The device is gone; ``queries`` ran there and have no outcome: run them again elsewhere, or give them up."""
+        """The device is gone; ``queries`` ran there and have no outcome: run them again elsewhere, or give them up.
 
-    def back(self, device: Device) -> None: ...
+        One that was released is gone without any.
+        """
+
+    def back(self, device: Device) -> None:
+        """It is there, empty: for the first time, if it was rented."""
 
 
 class World:
@@ -149,6 +168,16 @@ class World:
             for spec in fleet
             for name in spec.worker_names
         }
+        self.rentals = [
+            Rental(name, spec.name, 0.0, 0.0) for spec in fleet if spec.scales for name in spec.worker_names
+        ]
+        """Of groups that scale, in the order in which they begin."""
+        self._rental = {rental.worker: rental for rental in self.rentals}
+        """Of those that are there or to come."""
+        self._spec = {spec.name: spec for spec in fleet}
+        self.prices = {spec.name: spec.price_per_hour for spec in fleet}
+        """USD per hour of a worker, now, by group."""
+        self._lives: Counter[str] = Counter()
         self.loads: list[Load] = []
         self.random = np.random.default_rng(seed)
         self._normals: list[float] = []
@@ -195,7 +224,7 @@ class World:
 
     def load(self, device: Device, variant: str) -> None:
         """Begin to load, after what is being loaded there. Nothing happens if it is loaded, or will be."""
-        if variant in device.loaded or variant in device.loading or not device.alive:
+        if variant in device.loaded or variant in device.loading or not device.alive or device.leaving:
             return
         self._check_fits(device, variant)
         device.loading.append(variant)
@@ -214,6 +243,45 @@ class World:
         """Memory of the worker that nothing has."""
         by_key, group = self.portfolio.by_key, device.group
         return device.memory_mb_max - sum(by_key[v, group].memory_mb for v in (*device.loaded, *device.loading))
+
+    def room(self, group: str) -> int:
+        """How many workers more can be rented now."""
+        most = self._spec[group].workers_max
+        return 0 if most is None else most - sum(device.group == group for device in self.devices.values())
+
+    def rent(self, group: str) -> str:
+        """The new worker's name; the policy hears that it is back when it is ready."""
+        if self.room(group) <= 0:
+            raise PolicyError(f"no more workers of {group} can be rented")
+        spec = self._spec[group]
+        name = next(name for number in count() if (name := f"{group}-{number}") not in self.devices)
+        device = Device(name, group, spec.memory_mb, self.prices[group], alive=False, life=self._lives[name])
+        self.devices[name] = device
+        rental = self._rental[name] = Rental(name, group, self.now_ms, self.now_ms + spec.start_ms)
+        self.rentals.append(rental)
+
+        def ready() -> None:
+            if self._rental.get(name) is rental:
+                device.alive = True
+                assert self._policy is not None
+                self._policy.back(device)
+
+        heappush(self._events, (rental.ready_ms, next(self._sequence), ready))
+        return name
+
+    def release(self, name: str) -> None:
+        """Nothing more begins there; when nothing runs any more it is gone. Nothing happens if it is leaving."""
+        device = self.devices[name]
+        if name not in self._rental:
+            raise PolicyError(f"{name} is of a group that does not scale")
+        if device.leaving:
+            return
+        staying = sum(other.group == device.group and not other.leaving for other in self.devices.values())
+        if staying <= self._spec[device.group].workers_min:
+            raise PolicyError(f"{device.group} is to have no fewer than {staying} workers")
+        device.leaving = True
+        if device.running is None:
+            self._end(device)
 
     def refuse(self, query: SimulatedQuery) -> None:
         """Answered at once that it cannot be met."""
@@ -251,8 +319,6 @@ class World:
         for query in queries:
             if query.outcome is None:
                 self.expire(query)
-        for device in self.devices.values():
-            self._bill(device)
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -276,6 +342,8 @@ class World:
             self._open -= 1
         assert self._policy is not None
         self._policy.ran(device, running)
+        if device.leaving:
+            self._end(device)
 
     def _load_next(self, device: Device) -> None:
         variant, start_ms, life = device.loading[0], self.now_ms, device.life
@@ -299,31 +367,34 @@ class World:
         if fault.kind == "price":
             for device in self.devices.values():
                 if device.group == fault.worker:
-                    self._bill(device)
                     device.price_per_hour = fault.value
+            self.prices[fault.worker] = fault.value
             return
+        if fault.worker not in self.devices:
+            return  # it is not rented
         device = self.devices[fault.worker]
         if fault.kind == "slow":
             device.factor = max(1.0, fault.value)
-        elif fault.kind == "lost" and device.alive:
-            self._bill(device)
-            queries = device.running.queries if device.running is not None else ()
-            device.alive, device.running = False, None
-            device.life += 1
-            device.loaded.clear()
-            device.loading.clear()
-            self._policy.lost(device, queries)
-        elif fault.kind == "back" and not device.alive:
-            device.alive, device.factor, device.rented_from_ms = True, 1.0, self.now_ms
+        elif fault.kind == "lost" and (device.alive or device.name in self._rental):
+            self._end(device)
+        elif fault.kind == "back" and not device.alive and device.name not in self._rental:
+            device.alive, device.factor = True, 1.0
             self._policy.back(device)
 
-    def _bill(self, device: Device) -> None:
-        """What it cost since the last bill."""
-        if device.alive:
-            rented_ms = self.now_ms - device.rented_from_ms
-            device.rented_ms += rented_ms
-            device.bill_usd += rented_ms * device.price_per_hour / MS_PER_HOUR
-            device.rented_from_ms = self.now_ms
+    def _end(self, device: Device) -> None:
+        """It is gone, with what it ran; one that was rented is forgotten."""
+        assert self._policy is not None
+        queries = device.running.queries if device.running is not None else ()
+        device.alive, device.running = False, None
+        device.life += 1
+        device.loaded.clear()
+        device.loading.clear()
+        rental = self._rental.pop(device.name, None)
+        if rental is not None:
+            rental.end_ms = self.now_ms
+            self._lives[device.name] = device.life
+            del self.devices[device.name]
+        self._policy.lost(device, queries)
 
     def _settle(self, query: SimulatedQuery, outcome: str) -> None:
         if query.outcome is not None:

@@ -68,7 +68,8 @@ def simulate(
 
     * arrivals: `arrival_ms,task,latency_ms_max,accuracy_min,on_miss,prefer`, and `topic` if there are several
     * profiles: `task,model,variant,group,batch_size,p50_ms,p99_ms,accuracy,load_ms,memory_mb`, a row per batch size
-    * fleet: `group,workers,memory_mb,price_per_hour`; the workers of `gpu` are `gpu-0`, `gpu-1` and so on
+    * fleet: `group,workers,memory_mb,price_per_hour`; the workers of `gpu` are `gpu-0`, `gpu-1` and so on. A group with
+      `workers_max` scales, from `workers` at time 0 on: also `workers_min`, `start_ms` and `bill_s_min`
     * placement: `worker,variant`
 
     **Drawn arrivals** are a process and its arguments, with the columns of an arrivals file, `|` between alternatives:
@@ -87,6 +88,9 @@ def simulate(
 
     `modelless simulate --arrivals a.csv --profiles p.csv --fleet f.csv --fault "lost:gpu-0@20000" --fault
     "back:gpu-0@40000" --json figures.json --log run.csv`
+
+    `modelless simulate --generate "diurnal:rate=100,seconds=600,period_s=600,task=digits,latency_ms_max=100"
+    --profiles examples/simulate/profiles.csv --fleet examples/simulate/scaling.csv --policy ours --policy keda`
 
     `python -m simulator.verifier run.csv --profiles p.csv --fleet f.csv` computes the figures again from the log.
     """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from simulator.rivals.batching import Clipper, Clockwork, Nexus, ProteusBatching, Symphony
 from simulator.rivals.fixed import BestTuned, Eager, FixedAccurate, FixedBatch, FixedCheapest, NoBatching
 from simulator.rivals.infaas import Infaas
+from simulator.rivals.keda import Keda
 from simulator.rivals.proteus import Proteus
 from simulator.rivals.static import StaticFirstTenth, StaticHindsight
 from simulator.world import Policy
@@ -26,6 +27,7 @@ RIVALS: dict[str, Callable[[], Policy]] = {
         Clockwork,
         ProteusBatching,
         Infaas,
+        Keda,
         Proteus,
         StaticFirstTenth,
         StaticHindsight,

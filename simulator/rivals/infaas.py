@@ -1,9 +1,9 @@
-"""INFaaS, as its released source does it, on a fleet whose size is fixed."""
+"""INFaaS, as its released source does it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -68,7 +68,14 @@ class Infaas(Rival):
       cost more than 1.5 times the upgrade's (1000 times as much if there is no room for them). When ``rate <=
       (replicas - 1) * thr`` for 20 ticks on end, one replica is unloaded.
     - Worker autoscaler (src/master/master_vm_daemon.cc, every 2 s): workers busy for more than 80 % are not given
-      new variants while others will do. Workers are not added: the fleet is fixed for all policies.
+      new variants while others will do. Where a group scales: one worker is started when the least busy one of the
+      group is busy for more than 80 %, or when a variant found no room there (``vm_scale_flag``); nothing else happens
+      in the group until it is there (the daemon waits for it) and for 15 rounds after. A group whose least busy worker
+      is busy for at most 8 %, or all of them for at most 25 % in the mean, 15 rounds on end, loses that worker, but for
+      those that it began with (``inst_type_min``). Theirs is one daemon for all kinds of machines, which starts one in
+      all at a time; has these numbers by kind of processor (5 and 30 % for CPUs); never stops a CPU machine, and stops
+      others with what they run. Here every group has a daemon of its own, and a worker leaves when its queues are
+      empty: both are kinder.
 
     A variant of theirs is built for one batch size and judged by it; ours have many, so b is the largest up to 32 with
     ``2 * lat(b)`` in the task's latency, or 1, for choice, throughput and batches.
@@ -83,6 +90,10 @@ class Infaas(Rival):
     batch_max = 32
     scale_down_ticks = 20
     busy_max = 0.8
+    rounds_of_rest = 15
+    rounds_to_stop = 15
+    busy_least = 0.08
+    busy_mean = 0.25
 
     def start(self, world: World) -> None:
         self.world = world
@@ -99,6 +110,13 @@ class Infaas(Rival):
         }
         self._busy_ms = dict.fromkeys(world.devices, 0.0)
         self._hot: set[str] = set()
+        self._wanted: set[str] = set()
+        """Groups in which something found no room."""
+        self._going: set[str] = set()
+        """Workers that leave once nothing waits there."""
+        self._rest: dict[str, int] = {}
+        """By group, for how many rounds nothing happens."""
+        self._low_rounds = dict.fromkeys([spec.name for spec in world.fleet if spec.scales], 0)
         self._rows_of: dict[Key, int] = {}
         self._ticks = 0
         for device in world.devices.values():
@@ -140,11 +158,13 @@ class Infaas(Rival):
         for replica in [each for each in self.by_place.values() if each.device is device]:
             waiting += replica.line.take(len(replica.line))
             self._drop(replica)
+        self._going.discard(device.name)
         for query in waiting:
             self.arrived(query)
 
     def back(self, device: Device) -> None:
         """It is empty, and filled as need arises."""
+        self.on[device.name], self._busy_ms[device.name] = [], device.busy_ms
 
     # --- the choice for one query ---------------------------------------------------------------------------------
 
@@ -250,12 +270,52 @@ class Infaas(Rival):
             replica.blacklisted = False
 
     def _watch_workers(self) -> None:
-        """Which workers are too busy to be given more."""
+        """Which workers are too busy to be given more; and start or stop one."""
         self._hot.clear()
+        busy: dict[str, dict[str, float]] = defaultdict(dict)
         for name, device in self.world.devices.items():
-            if device.busy_ms - self._busy_ms[name] > self.busy_max * 2 * self.tick_ms:
+            share = (device.busy_ms - self._busy_ms.get(name, 0.0)) / (2 * self.tick_ms)
+            if share > self.busy_max:
                 self._hot.add(name)
             self._busy_ms[name] = device.busy_ms
+            if device.alive and name not in self._going:
+                busy[device.group][name] = share
+        self._scale_fleet(busy)
+
+    def _scale_fleet(self, busy: Mapping[str, Mapping[str, float]]) -> None:
+        """By group and worker, for which share of the last round it ran."""
+        for spec in self.world.fleet:
+            group, own = spec.name, busy[spec.name]
+            if not spec.scales:
+                continue
+            if self._rest.get(group, 0) > 0:
+                self._rest[group] -= 1
+                if not self._rest[group]:
+                    self._wanted.discard(group)
+                continue
+            if any(not device.alive and device.group == group for device in self.world.devices.values()):
+                continue  # the daemon waits until it has come
+            if (min(own.values(), default=0.0) > self.busy_max or group in self._wanted) and self.world.room(group):
+                self.world.rent(group)
+                self._rest[group] = self.rounds_of_rest
+            elif len(own) > max(spec.workers, spec.workers_min):
+                is_low = min(own.values()) <= self.busy_least or sum(own.values()) / len(own) <= self.busy_mean
+                self._low_rounds[group] = self._low_rounds[group] + 1 if is_low else 0
+                if self._low_rounds[group] >= self.rounds_to_stop:
+                    self._low_rounds[group], self._rest[group] = 0, self.rounds_of_rest
+                    self._leave(min(own, key=lambda name: own[name]))
+
+    def _leave(self, worker: str) -> None:
+        self._going.add(worker)
+        for replica in [each for each in self.by_place.values() if each.device.name == worker]:
+            replica.successor = None
+            self._unload(replica)
+        self._gone(worker)
+
+    def _gone(self, worker: str) -> None:
+        """Release it, if nothing is left there."""
+        if worker in self._going and not any(each.device.name == worker for each in self.by_place.values()):
+            self.world.release(worker)
 
     def _scale(self, profile: VariantProfile) -> None:
         """Replicate, upgrade or unload one variant."""
@@ -304,7 +364,8 @@ class Infaas(Rival):
 
     def _possible(self, profile: VariantProfile) -> bool:
         return any(
-            d.group == profile.group and d.memory_mb_max >= profile.memory_mb for d in self.world.devices.values()
+            spec.name == profile.group and spec.memory_mb >= profile.memory_mb and (spec.workers or spec.scales)
+            for spec in self.world.fleet
         )
 
     def _room(self, profile: VariantProfile | None, number: int = 1) -> bool:
@@ -316,6 +377,8 @@ class Infaas(Rival):
         found = []
         for device in self.world.devices.values():
             if device.group != profile.group or not device.alive or (device.name, profile.variant) in self.by_place:
+                continue
+            if device.name in self._going:
                 continue
             free_mb = self.world.free_mb(device)
             could_mb = free_mb + sum(each.line.profile.memory_mb for each in self._unused(device))
@@ -341,6 +404,7 @@ class Infaas(Rival):
         """Load it on one more worker; None if no worker has room."""
         workers = self._workers(profile)
         if not workers:
+            self._wanted.add(profile.group)
             return None
         device = workers[0][1]
         for unused in sorted(self._unused(device), key=lambda each: -each.line.profile.memory_mb):
@@ -394,6 +458,7 @@ class Infaas(Rival):
             if better is not None and self.world.free_mb(replica.device) >= better.memory_mb:
                 self.world.load(replica.device, better.variant)
                 self._add(replica.device, better)
+            self._gone(replica.device.name)
 
     def _drop(self, replica: Replica) -> None:
         """Forget it."""

@@ -28,6 +28,13 @@ cpu,1,500,0.3
 """
 
 
+SCALING_FLEET = """\
+group,workers,memory_mb,price_per_hour,workers_min,workers_max,start_ms,bill_s_min
+gpu,1,1000,1.2,,3,400,2
+cpu,1,500,0.3,,,,
+"""
+
+
 class Greedy:
     """Loads the first variants that fit and gives an idle worker what has waited longest; expires who is too late."""
 
@@ -78,14 +85,36 @@ class Greedy:
                     self.waiting = [query for query in self.waiting if query not in batch]
 
 
-def write_files(folder: Path) -> tuple[Path, Path]:
+class Restless(Greedy):
+    """Rents and releases again and again, whatever is asked."""
+
+    def __init__(self, every_ms: float = 700.0) -> None:
+        super().__init__("restless")
+        self._every_ms, self._turn = every_ms, 0
+
+    def start(self, world: World) -> None:
+        super().start(world)
+        world.at(self._every_ms, self._change)
+
+    def _change(self) -> None:
+        world, self._turn = self.world, self._turn + 1
+        if self._turn % 3 and world.room("gpu"):
+            world.rent("gpu")
+        else:
+            names = sorted(name for name, device in world.devices.items() if device.group == "gpu")
+            if names:
+                world.release(names[self._turn % len(names)])
+        world.at(world.now_ms + self._every_ms, self._change)
+
+
+def write_files(folder: Path, fleet_text: str = FLEET) -> tuple[Path, Path]:
     """Profiles and fleet."""
     profiles, fleet = folder / "profiles.csv", folder / "fleet.csv"
     profiles.write_text(PROFILES)
-    fleet.write_text(FLEET)
+    fleet.write_text(fleet_text)
     return profiles, fleet
 
 
-def scenario(folder: Path, queries: Sequence[SimulatedQuery], **more: object) -> Scenario:
-    profiles, fleet = write_files(folder)
+def scenario(folder: Path, queries: Sequence[SimulatedQuery], fleet_text: str = FLEET, **more: object) -> Scenario:
+    profiles, fleet = write_files(folder, fleet_text)
     return Scenario(read_fleet(fleet), read_profiles(profiles), queries, **more)  # type: ignore[arg-type]

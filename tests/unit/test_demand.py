@@ -175,6 +175,18 @@ def test_the_most_asked_for_are_told_and_the_volume_is_kept() -> None:
     assert len(record) < 16_000
 
 
+def test_no_task_is_forgotten_for_the_many_classes_of_others() -> None:
+    meter = DemandMeter()
+    for index in range(2 * CLASSES_MAX):
+        meter.add(COST, 100.0, index / CLASSES_MAX / 2, 10)
+    for accuracy in (0.1, 0.9):
+        meter.add(COST._replace(task="rare"), 100.0, accuracy, 1)
+    told = meter.rates(0.0)
+    assert len(told) == CLASSES_MAX
+    (rare,) = [each for each in told if each.task == "rare"]
+    assert rare.rows_per_second == pytest.approx(2 * 1000 / FIRST_LOOK_MS), "both classes' volume"
+
+
 def test_what_is_too_much_to_count_is_volume_of_its_task() -> None:
     meter = DemandMeter()
     for index in range(2 * COUNTED_MAX):

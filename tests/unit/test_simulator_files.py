@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from simulator_builders import FLEET, PROFILES, write_files
+from simulator_builders import FLEET, PROFILES, SCALING_FLEET, write_files
 
 from modelless.errors import ConfigurationError
 from simulator.facts import INF, GroupSpec
@@ -57,6 +57,16 @@ def test_the_last_of_equal_rows_counts(tmp_path: Path) -> None:
     assert read_fleet(fleet) == (GroupSpec("gpu", 3, 2000.0, 2.0), GroupSpec("cpu", 1, 500.0, 0.3))
 
 
+def test_a_group_with_workers_max_scales(tmp_path: Path) -> None:
+    found = read_fleet(written(tmp_path, SCALING_FLEET + "none,0,1,1,,5,,\n"))
+    assert found == (
+        GroupSpec("gpu", 1, 1000.0, 1.2, 0, 3, 400.0, 2.0),
+        GroupSpec("cpu", 1, 500.0, 0.3),
+        GroupSpec("none", 0, 1.0, 1.0, 0, 5, 0.0, 0.0),
+    )
+    assert [spec.scales for spec in found] == [True, False, True]
+
+
 def test_sizes_come_in_order_and_without_a_p99_there_is_no_tail(tmp_path: Path) -> None:
     head, *rows = PROFILES.splitlines()
     portfolio = read_profiles(written(tmp_path, "\n".join([head, *reversed(rows)])))
@@ -87,6 +97,11 @@ def test_sizes_come_in_order_and_without_a_p99_there_is_no_tail(tmp_path: Path) 
         (read_fleet, FLEET + "new,1.5,1,1\n", "workers: got '1.5'"),
         (read_fleet, FLEET + "new,1,0,1\n", "memory_mb: got '0'"),
         (read_fleet, FLEET + "new,1,1,-0.1\n", "price_per_hour: got '-0.1'"),
+        (read_fleet, SCALING_FLEET + "new,4,1,1,,3,,\n", "x.csv:4: workers: got '4', .*, 0 to 3: those at time 0"),
+        (read_fleet, SCALING_FLEET + "new,1,1,1,2,3,,\n", "workers: got '1', expected from workers_min"),
+        (read_fleet, SCALING_FLEET + "new,0,1,1,,,,\n", "workers: got '0', expected a whole number, 1 or more"),
+        (read_fleet, SCALING_FLEET + "new,1,1,1,,,30,\n", "start_ms: got '30', expected nothing: the number .* fixed"),
+        (read_fleet, SCALING_FLEET + "new,1,1,1,,2,-1,\n", "start_ms: got '-1'"),
         (read_profiles, PROFILES + "t,m,v,gpu,0,1,1,1,1,1\n", "x.csv:10: batch_size: got '0'"),
         (read_profiles, PROFILES + "t,m,v,gpu,1,0,1,1,1,1\n", "p50_ms: got '0'"),
         (read_profiles, PROFILES + "t,m,v,gpu,1,2,1,1,1,1\n", "p99_ms: got '1', .*not less than p50_ms"),

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulator_builders import Greedy, scenario
+from simulator_builders import SCALING_FLEET, Greedy, Restless, scenario
 
 from simulator import verifier
 from simulator.arrivals import generate
 from simulator.facts import Placement, SimulatedQuery
 from simulator.faults import parse_fault
 from simulator.files import write_arrivals
-from simulator.report import beside, report, write_json, write_loads, write_log
+from simulator.report import beside, report, write_json, write_loads, write_log, write_rentals
 from simulator.scenario import play
 from simulator.world import Running
 
@@ -335,3 +335,123 @@ def test_a_policy_that_reaches_into_the_world_is_found_out(tmp_path: Path) -> No
     write_loads(tmp_path / "run.loads.csv", played.loads)
     write_arrivals(tmp_path / "arrivals.csv", queries)
     assert "faster" in judge(tmp_path).violations
+
+
+# --- fleets that scale ------------------------------------------------------------------------------------------------
+
+LOST = ("lost:gpu-0@2500", "lost:gpu-1@4000", "price:gpu=3@5000")
+
+
+def run_scaling(folder: Path, *, seed: int = 1, faults: Sequence[str] = ()) -> None:
+    queries = generate([TEXT], seed)
+    setting = scenario(folder, queries, SCALING_FLEET, seed=seed, reply_ms=1.5, intake_ms=0.5)
+    struck = [parse_fault(text, setting.fleet) for text in faults]
+    played = play(replace(setting, faults=struck), Restless())
+    assert len(played.rentals) > 5
+    write_log(folder / "run.csv", played.queries)
+    write_loads(folder / "run.loads.csv", played.loads)
+    write_rentals(folder / "run.workers.csv", played.rentals)
+    write_arrivals(folder / "arrivals.csv", queries)
+    write_json(folder / "run.json", [report(played)])
+
+
+def judge_scaling(folder: Path, *, faults: Sequence[str] = ()) -> verifier.Verdict:
+    names = ("profiles", "fleet", "arrivals")
+    profiles, fleet, arrivals = (folder / f"{name}.csv" for name in names)
+    inputs = verifier.read_inputs(profiles, fleet, arrivals=arrivals, faults=faults, intake_ms=0.5, reply_ms=1.5)
+    return verifier.verify(inputs, *(folder / f"run{part}.csv" for part in ("", ".loads", ".workers")))
+
+
+@pytest.mark.parametrize("faults", [(), LOST], ids=["calm", "faults"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scaling_play_holds_and_its_bill_is_the_same(tmp_path: Path, seed: int, faults: Sequence[str]) -> None:
+    run_scaling(tmp_path, seed=seed, faults=faults)
+    verdict = judge_scaling(tmp_path, faults=faults)
+    assert verdict.lines() == []
+    claimed = json.loads((tmp_path / "run.json").read_text())["restless"]
+    assert verifier.differences(verdict.figures, claimed) == []
+    assert claimed["in_time"] > 0.3
+
+
+def last(workers: Rows, worker: str) -> dict[str, str]:
+    return [row for row in workers if row["worker"] == worker][-1]
+
+
+def plant_a_worker_that_is_ready_too_soon(workers: Rows) -> None:
+    row = last(workers, "gpu-1")
+    row["ready_ms"] = str(float(row["start_ms"]) + 399.0)
+
+
+def plant_a_worker_that_is_ready_after_it_ran(workers: Rows) -> None:
+    row = next(row for row in workers if row["end_ms"] != "inf" and float(row["end_ms"]) > float(row["ready_ms"]) + 500)
+    row["ready_ms"] = row["end_ms"]
+
+
+def plant_a_worker_that_ended_before_it_ran(workers: Rows) -> None:
+    row = next(row for row in workers if row["end_ms"] != "inf" and float(row["end_ms"]) > float(row["ready_ms"]) + 500)
+    row["end_ms"] = row["ready_ms"]
+
+
+def plant_a_worker_too_many(workers: Rows) -> None:
+    for row in workers:
+        row["end_ms"] = "inf"
+
+
+def plant_a_fourth_worker(workers: Rows) -> None:
+    workers.append({"worker": "gpu-3", "group": "gpu", "start_ms": "0.0", "ready_ms": "400.0", "end_ms": "500.0"})
+
+
+def plant_a_worker_of_a_fixed_group(workers: Rows) -> None:
+    workers.append({"worker": "cpu-0", "group": "cpu", "start_ms": "0.0", "ready_ms": "0.0", "end_ms": "500.0"})
+
+
+def plant_a_worker_rented_twice(workers: Rows) -> None:
+    workers.append(dict(workers[0]))
+
+
+def plant_no_first_worker(workers: Rows) -> None:
+    workers[:] = workers[1:]
+
+
+PLANTED_RENTS: dict[Callable[[Rows], None], str] = {
+    plant_a_worker_that_is_ready_too_soon: "start",
+    plant_a_worker_that_is_ready_after_it_ran: "lost",
+    plant_a_worker_that_ended_before_it_ran: "lost",
+    plant_a_worker_too_many: "too many",
+    plant_a_fourth_worker: "fleet",
+    plant_a_worker_of_a_fixed_group: "fleet",
+    plant_a_worker_rented_twice: "rent",
+    plant_no_first_worker: "rent",
+}
+
+
+@pytest.mark.parametrize(("plant", "kind"), PLANTED_RENTS.items(), ids=[plant.__name__ for plant in PLANTED_RENTS])
+def test_a_planted_rent_is_found(tmp_path: Path, plant: Callable[[Rows], None], kind: str) -> None:
+    run_scaling(tmp_path)
+    path = tmp_path / "run.workers.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    plant(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("worker", "group", "start_ms", "ready_ms", "end_ms"))
+        writer.writeheader()
+        writer.writerows(rows)
+    verdict = judge_scaling(tmp_path)
+    assert kind in verdict.violations, verdict.lines()
+
+
+def test_a_worker_that_is_lost_is_rented_no_more(tmp_path: Path) -> None:
+    run_scaling(tmp_path)
+    assert judge_scaling(tmp_path, faults=["lost:gpu-0@100"]).violations.keys() == {"lost"}
+
+
+def test_a_rent_that_is_too_cheap_is_found(tmp_path: Path) -> None:
+    """By hand: one worker from 0 to the end, one for 100 ms, of which 2 s are billed, and the fixed one."""
+    run_scaling(tmp_path)
+    asked = [float(row["arrival_ms"]) for row in csv.DictReader((tmp_path / "run.csv").read_text().splitlines())]
+    (tmp_path / "run.workers.csv").write_text(
+        "worker,group,start_ms,ready_ms,end_ms\ngpu-0,gpu,0,0,inf\ngpu-1,gpu,1000,1400,1100\n"
+    )
+    log = list(csv.DictReader((tmp_path / "run.csv").read_text().splitlines()))
+    span_ms = max(asked + [float(row["end_ms"] or 0) for row in log])
+    expected = (1.2 * (span_ms + 2000.0) + 0.3 * span_ms) / 3_600_000
+    assert judge_scaling(tmp_path).figures["fleet_cost_usd"] == pytest.approx(expected)

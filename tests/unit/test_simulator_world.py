@@ -160,14 +160,6 @@ def test_what_ran_on_a_lost_device_is_given_back() -> None:
     assert asked[0].outcome == "expired"
 
 
-def test_a_price_change_counts_from_then_on() -> None:
-    asked = queries(0.0, 3_600_000.0)
-    played = world(asked, faults=[Fault(1_800_000.0, "price", "gpu", 7.2)])
-    played.play(Script(run_at_once))
-    bills = [device.bill_usd for device in played.devices.values()]
-    assert bills == pytest.approx([5.4, 5.4], rel=1e-4)
-
-
 def test_batches_with_a_tail_have_the_median_and_the_p99_of_the_profile() -> None:
     tailed = VariantProfile("t", "m", "tailed", "gpu", 0.9, 0.0, 1.0, (1,), (10.0,), (30.0,))
     asked = queries(*[1000.0 * index for index in range(4000)])
@@ -192,3 +184,90 @@ def test_late_timers_are_late() -> None:
     played.play(Timers())
     assert min(heard) >= 100.0
     assert 102.0 < max(heard) <= 105.0
+
+
+# --- groups that scale ------------------------------------------------------------------------------------------------
+
+SCALING = (GroupSpec("gpu", 1, 1000.0, 3.6, workers_min=1, workers_max=2, start_ms=30.0, bill_s_min=60.0),)
+
+
+def scaling(asked: Sequence[SimulatedQuery], **more: object) -> World:
+    return World(SCALING, Portfolio((FAST, GOOD)), asked, placement={"gpu-0": ["fast"]}, **more)  # type: ignore[arg-type]
+
+
+def lives(played: World) -> list[tuple[str, float, float, float]]:
+    return [(each.worker, each.start_ms, each.ready_ms, each.end_ms) for each in played.rentals]
+
+
+def test_a_rented_worker_is_there_after_its_start_and_a_released_one_ends_what_runs() -> None:
+    asked = queries(5.0, 40.0, 45.0, 200.0)
+
+    def on_arrival(on: World, query: SimulatedQuery) -> None:
+        if query.index == 0:
+            assert on.rent("gpu") == "gpu-1"
+            assert not on.devices["gpu-1"].idle
+            run_at_once(on, query)
+        elif query.index == 1:
+            run_at_once(on, query)
+            on.release("gpu-0")
+        elif query.index == 2:
+            assert not on.devices["gpu-0"].idle, "nothing new begins there"
+            on.expire(query)
+        else:
+            assert on.rent("gpu") == "gpu-0", "a name that is free again"
+            on.expire(query)
+
+    script, played = Script(on_arrival), scaling(asked)
+    played.play(script)
+    assert script.heard == [(15.0, "ran gpu-0"), (35.0, "back gpu-1"), (50.0, "ran gpu-0"), (50.0, "lost 0")]
+    inf = float("inf")
+    assert lives(played) == [("gpu-0", 0.0, 0.0, 50.0), ("gpu-1", 5.0, 35.0, inf), ("gpu-0", 200.0, 230.0, inf)]
+    assert played.devices["gpu-0"].life == 1, "another one of that name"
+
+
+def test_a_worker_that_is_released_before_it_is_ready_never_comes() -> None:
+    def on_arrival(on: World, query: SimulatedQuery) -> None:
+        if query.index == 0:
+            on.release(on.rent("gpu"))
+        else:
+            run_at_once(on, query)
+
+    script, played = Script(on_arrival), scaling(queries(5.0, 100.0))
+    played.play(script)
+    assert script.heard == [(5.0, "lost 0"), (110.0, "ran gpu-0")]
+    assert lives(played)[1] == ("gpu-1", 5.0, 35.0, 5.0)
+
+
+def test_a_lost_worker_that_was_rented_is_rented_no_more() -> None:
+    played = scaling(queries(0.0, 100.0), faults=[Fault(5.0, "lost", "gpu-0"), Fault(50.0, "lost", "gpu-1")])
+    script = Script(lambda on, query: run_at_once(on, query) if query.index == 0 else on.expire(query))
+    played.play(script)
+    assert script.heard == [(5.0, "lost 1")]
+    assert lives(played) == [("gpu-0", 0.0, 0.0, 5.0)]
+    assert not played.devices
+
+
+def test_groups_have_a_most_and_a_least() -> None:
+    def more(on: World, query: SimulatedQuery) -> None:
+        on.rent("gpu")
+        assert on.room("gpu") == 0
+        with pytest.raises(PolicyError, match="no more workers of gpu"):
+            on.rent("gpu")
+        on.release("gpu-1")
+        with pytest.raises(PolicyError, match="no fewer than 1"):
+            on.release("gpu-0")
+        on.expire(query)
+
+    scaling(queries(0.0)).play(Script(more))
+
+
+def test_a_group_of_a_fixed_number_neither_rents_nor_releases() -> None:
+    def try_both(on: World, query: SimulatedQuery) -> None:
+        assert on.room("gpu") == 0
+        with pytest.raises(PolicyError, match="no more workers"):
+            on.rent("gpu")
+        with pytest.raises(PolicyError, match="does not scale"):
+            on.release("gpu-0")
+        on.expire(query)
+
+    world(queries(0.0)).play(Script(try_both))
