@@ -12,9 +12,13 @@ says what these are, and what ``--scale`` does. Played are
   :data:`THRESHOLDS` that costs least where at most 1 % are not in time, or if none is so, that has most in time;
 * ``static``: the same consumers, and the cheapest numbers of them that never change, in hindsight: for each deployment
   every number is played on all of its queries; where spare misses are left, workers are taken away while in all at
-  most 1 % are not in time. It is the cheapest for that choice of variants and that packing, not of all;
+  most 1 % are not in time. It has everything loaded at time 0, and is the cheapest for that choice of variants and that
+  packing, not of all;
 * ``bound``: fractional workers for exactly as long as they run, perfect batches, no starts, no loads, and 1 % given up
   (``simulator.bound.least_cost``). Nobody can have that.
+
+For ``keda`` and ``static`` the manifests use those classes of machines that cost least together, by a rough sum: each
+deployment's load at twice its mean, and at least one worker; all sets of classes are looked at.
 
 Ours and INFaaS begin with half more workers than the bound needs in the first minute, and one of each class that it
 uses; KEDA with one for each deployment. Every play is judged by ``simulator.verifier``, which computes the bill again.
@@ -28,9 +32,11 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import combinations
 from math import ceil
 from pathlib import Path
 
@@ -42,7 +48,7 @@ from rich.table import Table
 from benchmarks.day_world import BILL_S_MIN, DAY_S, MACHINES, MS_PER_S, Day, fleet, portfolio, queries
 from benchmarks.policy_judge import judged
 from simulator.bound import LeastCost, least_cost
-from simulator.facts import GroupSpec, Portfolio, SimulatedQuery, sorted_queries
+from simulator.facts import GroupSpec, Placement, Portfolio, SimulatedQuery, sorted_queries
 from simulator.ours import Ours
 from simulator.report import report
 from simulator.rivals.infaas import Infaas
@@ -125,7 +131,7 @@ class Plays:
             usd_per_hour=tuple((prices @ needed).round(4).tolist()),
         )
 
-    def line(self, done: Played, told: str = "") -> Line:
+    def line(self, done: Played, told: str = "", placement: Placement | None = None) -> Line:
         found = report(done).total
         begun = done.rentals
         spans = [(r.group, r.start_ms, min(r.end_ms, done.span_ms)) for r in begun]
@@ -138,7 +144,7 @@ class Plays:
             workers += share / width_ms
             usd_per_hour += prices[group] * share / width_ms
         with tempfile.TemporaryDirectory() as folder:
-            broken = judged(done, None, Path(folder))
+            broken = judged(done, placement, Path(folder))
         return Line(
             done.name,
             found.fleet_cost_usd * self.days,
@@ -160,18 +166,38 @@ class Plays:
 
     # --- those that take more than one play -----------------------------------------------------------------------
 
-    def deployments(self) -> list[Deployment]:
-        """KEDA's, of a world in which nothing is played."""
-        policy = Keda()
-        policy.start(World(fleet(), self.portfolio, self.queries))
-        return policy.deployments
+    @cached_property
+    def manifests(self) -> tuple[list[GroupSpec], list[Deployment]]:
+        """The classes that KEDA's deployments use, and these deployments, of a world in which nothing is played."""
+        number = Counter((query.task, query.latency_ms_max, query.accuracy_min) for query in self.queries)
+        kinds = sorted_queries(SimulatedQuery(0, task, 0.0, ms, floor) for task, ms, floor in number)
+        best: tuple[float, list[GroupSpec], list[Deployment]] | None = None
+        for size in range(1, len(MACHINES) + 1):
+            for groups in combinations(fleet(), size):
+                policy = Keda()
+                policy.start(World(groups, self.portfolio, kinds))
+                load: dict[int, float] = defaultdict(float)
+                lines = [(query, policy.route(query)) for query in kinds]
+                if any(line is None for _, line in lines):
+                    continue
+                for query, line in lines:
+                    assert line is not None
+                    rows = number[query.task, query.latency_ms_max, query.accuracy_min]
+                    load[id(policy.home(line))] += rows * line.profile.lat_ms(1) / (self.day.seconds * MS_PER_S)
+                prices = {spec.name: spec.price_per_hour for spec in groups}
+                usd = sum(prices[each.group] * max(1, ceil(2 * load[id(each)])) for each in policy.deployments)
+                if best is None or usd < best[0]:
+                    best = usd, list(groups), policy.deployments
+        assert best is not None, "somebody can answer each"
+        return best[1:]
 
     def keda(self, console: Console) -> Line:
-        own = self.deployments()
+        groups, own = self.manifests
         begin = dict(Counter(each.group for each in own))
         best: Line | None = None
         for threshold in THRESHOLDS:
-            done = play(self.scenario(fleet(begin)), Keda(threshold, first=[1] * len(own)), name="keda")
+            used = [spec for spec in fleet(begin) if spec.name in {each.name for each in groups}]
+            done = play(self.scenario(used), Keda(threshold, first=[1] * len(own)), name="keda")
             found = self.line(done, f"lagThreshold {threshold:g} of {', '.join(f'{t:g}' for t in THRESHOLDS)}")
             console.print(
                 f"keda, lagThreshold {threshold:g}: {found.usd:,.0f} USD, {found.in_time:.2%} in time", highlight=False
@@ -183,10 +209,10 @@ class Plays:
 
     def static(self, console: Console) -> Line:
         """The numbers that never change; see the module."""
-        own = self.deployments()
+        able, own = self.manifests
         home = {line.profile.key: index for index, each in enumerate(own) for line in each.lines}
         router = Keda()
-        router.start(World(fleet(), self.portfolio, self.queries))
+        router.start(World(able, self.portfolio, self.queries))
         parts: list[list[SimulatedQuery]] = [[] for _ in own]
         for query in self.queries:
             line = router.route(query)
@@ -215,11 +241,19 @@ class Plays:
             workers[each.group] += number
         console.print(f"static: {dict(workers)}", highlight=False)
         groups = fleet(dict(workers), scales=False)
-        done = play(self.scenario(groups), Keda(first=numbers), name="static")
-        return self.line(done, ", ".join(f"{number} {group}" for group, number in workers.items()))
+        scenario = self.scenario(groups)
+        placement = _placed(scenario, Keda(first=numbers))
+        done = play(scenario, Keda(first=numbers), name="static", placement=placement)
+        return self.line(done, ", ".join(f"{number} {group}" for group, number in workers.items()), placement)
 
     def one(self, policy: Policy) -> Line:
         return self.line(play(self.scenario(fleet(self.begin())), policy))
+
+
+def _placed(scenario: Scenario, policy: Keda) -> Placement:
+    """What it loads at time 0."""
+    policy.start(World(scenario.fleet, scenario.portfolio, scenario.queries))
+    return {worker: [line.profile.variant for line in lines] for worker, lines in policy.on.items()}
 
 
 class _Curve:
@@ -237,14 +271,14 @@ class _Curve:
         if number not in self._known:
             spec = GroupSpec(self._spec.name, number, self._spec.memory_mb, self._spec.price_per_hour)
             scenario = replace(self._plays.scenario((spec,), self._asked), portfolio=self._portfolio)
-            done = play(scenario, Keda())
+            done = play(scenario, Keda(), placement=_placed(scenario, Keda()))
             self._known[number] = sum(query.outcome != "in_time" for query in done.queries)
         return self._known[number]
 
     def least(self, share: float) -> int:
         """The smallest number with no larger share of misses."""
         enough, high = share * len(self._asked), 1
-        while self.missed(high) > enough and high < 256:
+        while self.missed(high) > enough and self.missed(2 * high) < self.missed(high):
             high *= 2
         low = high // 2
         while high - low > 1:

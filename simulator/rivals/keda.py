@@ -115,11 +115,15 @@ class Keda(Rival):
 
     def arrived(self, query: SimulatedQuery) -> None:
         line = self.route(query)
-        if line is None or not self._home[line.profile.key].workers:
+        if line is None or not self.home(line).workers:
             self.world.refuse(query)
             return
         line.add(query)
         self.poll(line)
+
+    def home(self, line: Line) -> Deployment:
+        """Of the line's variant."""
+        return self._home[line.profile.key]
 
     def batch(self, line: Line, device: Device) -> list[SimulatedQuery]:
         self.drop_late(line, line.profile.lat_ms(1))

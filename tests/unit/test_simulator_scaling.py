@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from simulator.rivals import RIVALS
 from simulator.rivals.infaas import Infaas
 from simulator.rivals.keda import Keda, cheapest_usd
 from simulator.scenario import Played, Scenario, play
-from simulator.world import Fault, Policy, Rental
+from simulator.world import Device, Fault, Policy, Rental
 
 FLEET = (
     GroupSpec("gpu", 1, 1000.0, 3.6, 0, 6, 5000.0, 10.0),
@@ -131,11 +132,20 @@ def test_the_least_cost_by_hand() -> None:
 
 
 def test_ours_rents_what_its_plan_says_and_lets_it_go(tmp_path: Path) -> None:
-    """Nothing that it had sent to who leaves is lost."""
-    done = played(Ours(), asked([5.0, 150.0, *[3.0] * 4]), tmp_path)
+    left = []
+
+    class Watching(Ours):
+        def lost(self, device: Device, queries: Sequence[SimulatedQuery]) -> None:
+            if device.name in self.workers:
+                left.append(self.workers[device.name].queue.drained and not queries)
+            super().lost(device, queries)
+
+    done = played(Watching(), asked([5.0, 150.0, *[3.0] * 4]), tmp_path)
     first, many, last = (sum(workers_at(done, at_s).values()) for at_s in (55.0, 115.0, 355.0))
     assert many > first
     assert last < many
+    assert left
+    assert all(left), "nothing that was sent to who leaves is lost"
     found = report(done).total
     assert found.in_time > 0.95
     assert found.late < 0.01
