@@ -262,8 +262,8 @@ class Oracle:
         if not certain:  # equals that take other times: whichever of them the view has
             return [c for c in cheapest if c in worths]
         frugal = [c for c, worth in worths.items() if worth <= min(worths.values()) + THRIFT]
-        rank = min(((*self.rank(c, "cost"), worths[c]) for c in frugal), default=None)
-        return [c for c in frugal if (*self.rank(c, "cost"), worths[c]) == rank]
+        ranks = {c: (*self.rank(c, "cost"), float(f"{worths[c]:.12g}")) for c in frugal}  # two ways to multiply
+        return [c for c, rank in ranks.items() if rank == min(ranks.values())]
 
     def worth(self, candidate: Candidate) -> float:
         """Of a row's time: exponential in the share of the slack that is waited, 0 of an idle device."""
