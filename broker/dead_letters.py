@@ -21,7 +21,7 @@ SHA256 = "modelless-value-sha256"
 SIZE = "modelless-value-bytes"
 _REASON_CHARACTERS_MAX = 2_000
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 def dead_letter(topic: str, bury: Bury, done: Callable[[str | None], None]) -> Outgoing:

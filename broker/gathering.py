@@ -174,13 +174,13 @@ def best_cut(queue: VariantQueue, start_ms: float, block_ms: float, next_ms: flo
 def may_join(entry: Entry, candidate: Candidate) -> bool:
     """Whether a candidate of its task would do as well for an entry that waits for another one."""
     query = entry.query
-    if entry.place is not None and entry.place.candidate is candidate:  # type: ignore[attr-defined]
+    if entry.place is not None and entry.place.candidate is candidate:
         return True
     if query.task is None or candidate in entry.refused_by:
         return False
     if query.cost_max is not None and candidate.cost_per_1000_usual > query.cost_max:
         return False
-    own: Candidate = entry.place.candidate  # type: ignore[attr-defined]
+    own: Candidate = entry.place.candidate
     if query.on_miss == "degrade" and (query.prefer == "accuracy" or own.accuracy_low < entry.accuracy_floor):
         return True  # under load, the most accuracy that all can have; who has given up the floor has given it up
     if query.prefer == "cost" and candidate.cost_per_1000_usual > JOIN_COST_MAX * own.cost_per_1000_usual:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker.offsets import PartitionOffsets
 from modelless.frames import Form
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from broker.fairness import Account
     from broker.jobs import Job
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
+"""Of a record; Kafka lets a value be null."""
 
 
 ANSWERED_MAX = 500_000
@@ -100,7 +101,7 @@ class Entry:
     """Its reply is to say why it was chosen as it was."""
     cancelled: bool = False
     """Somebody wants it dropped, but a worker has it."""
-    place: object = None
+    place: Any = None  # not `object`: mypyc has no such annotation for a dataclass
     """The queue that it waits in, the batch that it was sent with, or None."""
     account: Account | None = None
     """Its topic's, where there are several to be fair to."""

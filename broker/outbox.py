@@ -57,7 +57,7 @@ class Outgoing:
     partition_key: bytes
     key: bytes | None
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
     done: Callable[[str | None], None]
     must: bool = False
     smaller: Callable[[], Outgoing] | None = None

@@ -28,6 +28,17 @@ ON_KAFKA = ("kafka", "faults")
 when the other process may have nothing left to do."""
 
 
+def pytest_sessionstart() -> None:
+    """Refuse to test compiled modules that are not what their source says."""
+    root = Path(__file__).parent.parent
+    for library in (root / "modelless").glob("compiled__mypyc*.so"):  # the others only point to it
+        for folder in ("broker", "modelless", "workers"):
+            for module in (root / folder).glob("*.so"):
+                source = module.with_name(module.name.partition(".")[0] + ".py")
+                if source.exists() and source.stat().st_mtime > library.stat().st_mtime:
+                    pytest.exit(f"{source} is newer than what was compiled of it: run `make compile`, or `make source`")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {folder: place for place, folder in enumerate(ON_KAFKA)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(ON_KAFKA)))

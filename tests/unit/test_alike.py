@@ -10,6 +10,7 @@ from broker_builders import Bench, entry, model, profile
 from broker.alike import GIVEN_MS_MAX, Alike
 from broker.catalog import Target
 from broker.core import Reply, Send
+from broker.fairness import Account
 from broker.ledger import Entry
 from broker.selector import Chosen, Parked
 
@@ -69,7 +70,7 @@ def test_nor_who_names_another_target_or_has_another_floor_or_pays_from_another_
     assert known().find(entry(1, **ASKED), Target("t"), 0.9) is None
     assert known().find(entry(1, **ASKED), TARGET, 0.8) is None
     apart = entry(1, **ASKED)
-    apart.account = object()  # type: ignore[assignment]
+    apart.account = Account("another topic")
     assert known().find(apart, TARGET, 0.9) is None
 
 
