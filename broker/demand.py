@@ -23,8 +23,8 @@ from modelless.messages import Demanded, Prefer, Query
 
 MEMORY_MS = 5_000.0
 """Time constant of forgetting."""
-CLASSES_MAX = 128
-"""That are told, the most asked for; 100 bytes each, a broker's announcement stays below some 16 kB."""
+CLASSES_MAX = 256
+"""That are told, the most asked for; 100 bytes each, a broker's announcement stays below some 30 kB."""
 COUNTED_MAX = 4 * CLASSES_MAX
 """New classes between two looks; what is beyond is counted for its task alone."""
 LATENCY_STEP = 1.25

@@ -116,16 +116,22 @@ def place(
     choices: Sequence[Choice],
     groups: Sequence[Group],
     options: Options = DEFAULT,
+    hint: Mapping[str, Sequence[Set[str]]] | None = None,
 ) -> Allocation:
     """The best placement that is found in time; see the module. Never worse than to leave everything as it is.
 
     Raises nothing for demand that cannot be met: as much of it is served as is worth most.
+
+    Args:
+        hint: by group, variants of its workers, whichever they are: a placement that may be good.
     """
     asked = problem(demands, choices, groups, options)
     stay = _stay(asked)
     if not len(asked.pairs):
         return replace(stay, bound=0.0)
     found = [_routed(asked, _greedy(asked))]
+    if hint:
+        found.append(_routed(asked, _assigned(asked, hint)))
     pools = [_Pool(group, tuple(sorted(group.loaded))) for group in asked.groups.values()]
     kept = _of_use(asked, pools)
     bound = _solve_and_pack(asked, pools, kept, found)
@@ -386,6 +392,29 @@ def _pack(
             if memory_mb is not None:
                 put(worker, variant, memory_mb)
     return dict(load), left_mb
+
+
+def _assigned(asked: Problem, hint: Mapping[str, Sequence[Set[str]]]) -> dict[str, Set[str]]:
+    """Each set of variants to the worker that has most of it; what is there besides stays while there is room."""
+    load: dict[str, Set[str]] = {}
+    for group in asked.groups.values():
+        memory_mb = {v: mb for (v, name), mb in asked.memory_mb.items() if name == group.name}
+        free = set(group.loaded)
+        for wanted in sorted(hint.get(group.name, ()), key=len, reverse=True):
+            if free:
+                have = {w: sum(memory_mb.get(v, 0.0) for v in group.loaded[w] & wanted) for w in free}
+                worker = min(free, key=lambda w: (-have[w], w))
+                free.remove(worker)
+                load[worker] = {variant for variant in wanted if variant in memory_mb}
+        for worker, loaded in group.loaded.items():
+            mine = set(load.get(worker, ()))
+            left_mb = group.memory_mb - sum(memory_mb[variant] for variant in mine)
+            for variant in sorted(loaded - mine):
+                if memory_mb.get(variant, INF) <= left_mb + EPSILON:
+                    mine.add(variant)
+                    left_mb -= memory_mb[variant]
+            load[worker] = mine
+    return load
 
 
 # --- flow through a placement ----------------------------------------------------------------------------------------

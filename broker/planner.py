@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import median
+from typing import Any
 
 from broker import placement
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
@@ -53,6 +54,8 @@ ALLOCATE_INTERVAL_MS = 5_000.0
 """So often it is decided anew what serves the demand best."""
 BURST, BURST_ROWS_MIN = 1.5, 5.0
 """And at once when a task's rows a second exceed so many times what was decided for, plus so many."""
+CANDIDATES_MAX = 64
+"""Variants of one task on one group, where the sizing may have chosen any."""
 LOADED_MAX = 256
 """Variants of one worker."""
 REASONS_MAX = 200
@@ -301,10 +304,12 @@ class Planner:
             )
             for group in groups
         ]
-        options = self._options
+        arguments: tuple[Any, ...] = (_demands(situation), choices, fleet_groups, self._options)
         if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
-            options = replace(options, utilisation_max=max(options.utilisation_max, self._scaler.utilisation_max))
-        found = self._solve(_demands(situation), choices, fleet_groups, options)
+            use = max(self._options.utilisation_max, self._scaler.utilisation_max)
+            options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX)
+            arguments = (*arguments[:-1], options, self._scaler.placed)
+        found = self._solve(*arguments)
         used = {key for shares in found.shares for key in shares}
         self._allocation = {
             worker.name: [variant for variant in found.load[worker.name] if (variant, group.name) in used]

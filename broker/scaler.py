@@ -173,6 +173,11 @@ class Scaler:
         """Share of a worker's time that is planned, beside the head-room."""
         return self._options.utilisation_max
 
+    @property
+    def placed(self) -> Mapping[str, Sequence[Set[str]]]:
+        """By group, the variants of its workers by which it was sized."""
+        return self.sizing.placed if self.sizing is not None else {}
+
     def resume(self, fleet: Mapping[str, GroupTarget]) -> None:
         """Go on where another leader ended; what is decided already stays."""
         for name, target in fleet.items():

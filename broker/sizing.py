@@ -113,6 +113,8 @@ class Sizing:
     """The share of the demand that was added for bursts."""
     copies: Mapping[Key, int] = field(default_factory=dict)
     """Of each choice, the workers that are to have it."""
+    placed: Mapping[str, Sequence[Set[str]]] = field(default_factory=dict)
+    """By group, the variants of each worker that has any: so loaded, it serves."""
     tasks: Mapping[str, Set[str]] = field(default_factory=dict)
     """By group, those that it serves."""
     unserved: tuple[str, ...] = ()
@@ -260,6 +262,10 @@ class _Asked:
             float(missing.sum()) / total if total else 0.0,
             self.headroom,
             dict(copies),
+            {
+                name: [frozenset(self.choices[j].variant for j in each.rows) for each in bins]
+                for name, bins in packed.items()
+            },
             tasks,
             tuple(sorted(unserved)),
             tuple(sorted(hopeless)),

@@ -417,7 +417,7 @@ class Member:
     served: tuple[Served, ...] = ()
     """A broker's, of models with a canary or a shadow."""
     demand: tuple[Demanded, ...] = ()
-    """A broker's: what it is asked for, by class; the most asked for, 128 at most."""
+    """A broker's: what it is asked for, by class; the most asked for, 256 at most."""
 
 
 def split_variant(variant: str) -> tuple[str, str]:

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from broker import sizing
 from broker.placement import Allocation, Choice, Demand, Group, Options, greedy, merged, place, route, row_ms
+from broker.sizing import Limits, size
 
 INF = float("inf")
 PLAIN = Options(load_gain_min=0.0, gap=1e-6, time_limit_s=10.0)
@@ -323,3 +325,30 @@ def test_nobody_there_and_nothing_asked() -> None:
     assert place([], [FAST], [group()], PLAIN).load == {"g0": ()}
     found = place([demand(10.0)], [FAST], [Group("g", 1000.0, 1.0, {})], PLAIN)
     assert (found.load, found.served_rows_per_s) == ({}, 0.0)
+
+
+def test_a_hint_goes_to_those_who_have_most_of_it_and_one_of_no_use_does_no_harm() -> None:
+    choices = [choice(f"v{i}", 0.9, 10.0, task=f"t{i}", memory_mb=500.0) for i in range(4)]
+    demands = [demand(1.0, f"t{i}") for i in range(4)]
+    hint = {"g": [{"v0", "v1"}, {"v2", "v3"}]}
+    options = replace(PLAIN, load_gain_min=0.05)
+    found = place(demands, choices, [group(workers=2, g0="v3", g1="v0")], options, hint)
+    assert found.served_rows_per_s == pytest.approx(4.0)
+    assert len(found.new_loads) == 2
+    useless = {"g": [{"nobody knows this"}], "another": [{"v0"}]}
+    assert place(demands, choices, [group(workers=2)], PLAIN, useless).served_rows_per_s == pytest.approx(4.0)
+
+
+def test_a_hint_alone_serves_what_no_search_is_made_for() -> None:
+    draw = random.Random(3)
+    choices = [
+        choice(f"t{t}v{v}", 0.6 + v / 10, draw.uniform(5, 40), task=f"t{t}", memory_mb=draw.uniform(100, 480))
+        for t in range(20)
+        for v in range(3)
+    ]
+    demands = [demand(draw.uniform(0.5, 20), f"t{t}", accuracy_min=draw.choice((0.0, 0.75))) for t in range(20)]
+    sized = size(demands, choices, [Limits("g", 1000.0, 1.0, 0, 50)], sizing.Options(headroom=0.0))
+    fleet = group(workers=sized.workers["g"])
+    options = replace(PLAIN, time_limit_s=0.0, utilisation_max=0.9, candidates_max=64)
+    asked = sum(each.rows_per_s for each in demands)
+    assert place(demands, choices, [fleet], options, sized.placed).served_rows_per_s == pytest.approx(asked)

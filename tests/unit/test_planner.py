@@ -609,7 +609,7 @@ def test_a_fleet_is_used_as_far_as_it_was_sized_for() -> None:
     planned: list[float] = []
 
     def place(*args: Any) -> placement.Allocation:
-        planned.append(args[-1].utilisation_max)
+        planned.append(args[3].utilisation_max)
         return placement.place(*args)
 
     play = Play([model()], [ready(model())], [worker()])
