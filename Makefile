@@ -45,7 +45,7 @@ $(COMPILED): $(INSTALLED) setup.py $(wildcard broker/*.py modelless/*.py workers
 	@echo "compiling the pure modules (a minute; MODELLESS_COMPILE=0 leaves them as they are)"
 	@find broker modelless workers -name '*.so' -delete; rm -rf build
 	@$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/compile.log 2>&1 || { cat $(VENV)/compile.log; exit 1; }
-	@grep '^no C compiler' $(VENV)/compile.log || true
+	@grep 'no C compiler' $(VENV)/compile.log || true
 	@touch $@
 
 source:  ## Remove what `make compile` made: run from source

@@ -1,7 +1,8 @@
 """Compiles the pure modules that every query passes, with mypyc, where a C compiler is there.
 
-Compiled or not, they are the same modules and decide the same (``tests/contract/test_compiled.py``); compiled, a decision
-takes about half the time (``docs/decisions/0004-compiled-modules.md``). ``MODELLESS_COMPILE=0`` leaves them as they are.
+Compiled or not, they are the same modules and decide the same (``tests/contract/test_compiled.py``); compiled, a
+decision takes about half the time (``docs/decisions/0004-compiled-modules.md``). ``MODELLESS_COMPILE=0`` leaves them as
+they are.
 
 A module can be compiled when nobody reads its dataclasses by reflection (:mod:`modelless.structure` does, of messages),
 no other class than ours derives from its classes, and nobody replaces its functions while it runs.
@@ -9,6 +10,7 @@ no other class than ours derives from its classes, and nobody replaces its funct
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sysconfig
@@ -51,7 +53,6 @@ COMPILED = (
     "modelless/headers.py",
     "modelless/learned.py",
     "modelless/reply_template.py",
-    "modelless/topics.py",
     "modelless/wire.py",
     "workers/answered.py",
     "workers/bisect.py",
@@ -68,7 +69,7 @@ def extensions() -> list[Any]:
         return []
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None or not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        print("no C compiler, or no Python.h: modelless runs uncompiled, with more processor time for every query")
+        logging.warning("no C compiler, or no Python.h: modelless runs uncompiled, with more work for every query")
         return []
     from mypyc.build import mypycify
 

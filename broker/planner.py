@@ -52,6 +52,8 @@ REMEASURE_PATIENCE_MS = 300_000.0
 """If it was not done by then, it is the next one's turn."""
 ALLOCATE_INTERVAL_MS = 5_000.0
 """So often it is decided anew what serves the demand best."""
+OFFLINE_WEIGHT = 0.01
+"""Of a row without a deadline, beside others': it takes what they leave; how many there are starts nobody."""
 BURST, BURST_ROWS_MIN = 1.5, 5.0
 """And at once when a task's rows a second exceed so many times what was decided for, plus so many."""
 CANDIDATES_MAX = 64
@@ -159,7 +161,8 @@ class Planner:
         choices = _choices(situation, default, named.keys()) if situation.scaling else []
         scaled = self._scaled(previous, situation, choices) if situation.scaling else []
         demands = [*_demands(situation), *named.values()]
-        going = self._scaler.decide(demands, choices, scaled, now_ms) if scaled else ()
+        lasting = [demand if demand.weight == 1 else replace(demand, rows_per_s=0.0) for demand in demands]
+        going = self._scaler.decide(lasting, choices, scaled, now_ms) if scaled else ()
         groups: dict[str, list[PlannedWorker]] = defaultdict(list)
         for worker in sorted(situation.workers, key=lambda worker: worker.name):
             if worker.name not in going and not worker.draining:  # who goes keeps what it has
@@ -577,6 +580,7 @@ def _demands(situation: Situation) -> list[placement.Demand]:
             each.rows_per_second,
             each.prefer,
             each.degrades,
+            1.0 if each.latency_ms is not None else OFFLINE_WEIGHT,
         )
         for each in situation.demand
     ]

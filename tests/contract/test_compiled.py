@@ -44,7 +44,8 @@ def play(tmp_path: Path, name: str, before: str, load: str) -> tuple[str, str]:
 @pytest.mark.skipif(broker.core.__file__.endswith(".py"), reason="nothing is compiled: no C compiler was there")
 def test_compiled_modules_decide_as_their_source_does(tmp_path: Path) -> None:
     task = (EXAMPLE / "profiles.csv").read_text().splitlines()[1].partition(",")[0]
-    load = f"bursts:rate=150,times=4,burst_s=1,calm_s=3,seconds=8,task={task},latency_ms_max=100|400,on_miss=degrade|late"
+    load = f"bursts:rate=150,times=4,burst_s=1,calm_s=3,seconds=8,task={task},latency_ms_max=100|400"
+    load += ",on_miss=degrade|late"
     compiled, outcomes = play(tmp_path, "compiled", "", load)
     source, expected = play(tmp_path, "source", SOURCE_FIRST, load)
     assert not compiled.endswith(".py")

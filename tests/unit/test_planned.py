@@ -61,7 +61,7 @@ def test_a_price_is_what_workers_say_then_what_is_configured_then_what_was_measu
 
 
 def overview(plan: Plan | None) -> Overview:
-    return Overview(MEMBERS, (), (), {}, {}, (), {}, (), (), plan)
+    return Overview(MEMBERS, (), (), {}, {}, (), (), {}, (), (), plan)
 
 
 def test_the_picture_has_the_demand_of_all_brokers_and_fits_into_json() -> None:

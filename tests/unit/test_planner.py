@@ -540,6 +540,14 @@ def test_a_group_without_workers_gets_some_when_something_is_asked_that_it_could
     assert fleet_of(play).workers == 2
 
 
+def test_offline_work_starts_somebody_and_nobody_for_its_amount() -> None:
+    play = Play([model()], [ready(model())], [])
+    play.next(scaling={"cpu": SCALING}, demand=(Demanded("t", None, 0.0, "cost", False, 10_000.0),))
+    assert fleet_of(play).workers == 1
+    play.next(6000.0, demand=(Demanded("t", None, 0.0, "cost", False, 10_000.0), *cheaply(150.0)))
+    assert fleet_of(play).workers == 2
+
+
 def test_a_model_that_is_asked_for_by_its_name_gets_workers_too() -> None:
     play = Play([model()], [ready(model())], [])
     play.next(scaling={"cpu": SCALING})
