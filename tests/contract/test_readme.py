@@ -33,9 +33,9 @@ def test_the_json_query_is_one() -> None:
 
 def test_configurations_and_specifications_are_toml_that_we_read() -> None:
     tables = [tomllib.loads(text) for text in blocks("toml")]
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
-        if "kafka" in table:
+        if "groups" in table:
             Config.model_validate(table)
         else:
             assert {"name", "task", "artifact", "inputs", "outputs", "evaluation"} == table.keys()
