@@ -162,7 +162,7 @@ async def measure(system: System, rate: float, seconds: float) -> Found:
     return Found(
         (before, most, watch.planned[-1][1]),
         watch.since(watch.planned, up_s, before + 1),
-        watch.since(watch.ready, up_s, most),
+        watch.since(watch.ready, up_s, watch.at(watch.ready, up_s) + 1),
         start_s,
         len(asked),
         missed(up_s, window_s),

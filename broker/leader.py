@@ -32,14 +32,15 @@ from modelless.clock import KafkaClock
 from modelless.codec import encode_record
 from modelless.config import Config, GroupConfig
 from modelless.errors import UnavailableError
-from modelless.fleet import FleetView
+from modelless.fleet import FleetView, wait_at_most
 from modelless.kafka import make_consumer, make_producer, raise_if_cancelled, stop_within
 from modelless.messages import BACKLOG_MS, OLDEST_MS, START_MS, Demanded, Member, Plan
 from modelless.topics import Topics
 
 _log = structlog.get_logger(__name__)
 
-PLAN_INTERVAL_MS = 500
+PLAN_INTERVAL_S = 0.5
+"""It is planned so often at least, and at once when a broker tells of another demand, or somebody comes or goes."""
 RETRY_S = 1.0
 WRITE_S_MAX = 10.0
 PLAN_SHARE_MAX = 0.1
@@ -88,6 +89,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._not_before_s = 0.0
         self._start_ms: dict[str, float] = {}
         """By group, how long its workers took to start; remembered when there are none."""
+        self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -139,15 +141,17 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             await stop_within(consumer)
 
     async def _wait(self, consumer: AIOKafkaConsumer) -> None:
-        """For the next moment to plan; a member that does not poll meanwhile is thrown out."""
-        await consumer.getmany(timeout_ms=PLAN_INTERVAL_MS)
+        """For the next moment to plan, or for news of the fleet; a member that does not poll is thrown out."""
+        await consumer.getmany(timeout_ms=0)
+        await wait_at_most(self._news, PLAN_INTERVAL_S)
+        self._news.clear()
 
     @asynccontextmanager
     async def _in_office(self) -> AsyncIterator[_Office]:
         """With a producer whose start fences whoever led before."""
         transactional_id = f"{self._topics.prefix}.planner"
         producer = make_producer(self._config, transactional_id=transactional_id, enable_idempotence=True)
-        fleet, solver = FleetView(self._config, self._clock), Solver()
+        fleet, solver = FleetView(self._config, self._clock, self._news.set), Solver()
         try:
             await producer.start()
             await fleet.start()

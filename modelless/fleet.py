@@ -236,10 +236,11 @@ class Announcer:
                 self._announced.set_result(None)
             if self._stopping and not self._wanted.is_set():
                 return
-            await _wait_at_most(self._wanted, ANNOUNCE_INTERVAL_S)
+            await wait_at_most(self._wanted, ANNOUNCE_INTERVAL_S)
 
 
-async def _wait_at_most(event: asyncio.Event, timeout_s: float) -> None:
+async def wait_at_most(event: asyncio.Event, timeout_s: float) -> None:
+    """Until it is set, or so long."""
     try:
         async with asyncio.timeout(timeout_s):
             await event.wait()

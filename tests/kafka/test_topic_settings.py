@@ -81,7 +81,7 @@ def test_check_blocks_then_creates_then_is_satisfied(
     before = check(config)
     assert before.returncode == 1, before.stderr
     assert queries in before.stdout
-    assert "10 findings block" in before.stdout
+    assert "11 findings block" in before.stdout
     created = check(config, "--create")
     assert created.returncode == 0, created.stderr
     assert f"{queries}," in created.stdout
