@@ -76,9 +76,9 @@ class Found:
     ready_s: float | None
     start_s: float
     asked: int
-    window: Counter[str]
-    after: Counter[str]
-    down: Counter[str]
+    window: dict[str, int]
+    after: dict[str, int]
+    down: dict[str, int]
 
     @property
     def reached(self) -> bool:
@@ -155,8 +155,8 @@ async def measure(system: System, rate: float, seconds: float) -> Found:
     start_s = statistics.median(watch.start_ms.values()) / 1000
     await watch.stop()
 
-    def missed(from_s: float, to_s: float) -> Counter[str]:
-        return Counter(each.outcome for each in asked if from_s <= each.at_s < to_s and each.outcome != "in time")
+    def missed(from_s: float, to_s: float) -> dict[str, int]:
+        return dict(Counter(each.outcome for each in asked if from_s <= each.at_s < to_s and each.outcome != "in time"))
 
     window_s = up_s + start_s + 1
     return Found(
@@ -185,7 +185,7 @@ def main() -> None:
     for name, seconds in (("decided after", found.decided_s), ("ready after", found.ready_s), ("start", found.start_s)):
         print(f"{name:<15} {'never' if seconds is None else f'{seconds:.2f} s'}")
     for name, counted in (("in the window", found.window), ("after it", found.after), ("on the way down", found.down)):
-        print(f"missed {name:<16} {counted.total():>5}  {dict(counted) or ''}")
+        print(f"missed {name:<16} {sum(counted.values()):>5}  {counted or ''}")
     print(f"aim reached: {'yes' if found.reached else 'NO'}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     machine = {"platform": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
