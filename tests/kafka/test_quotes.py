@@ -63,7 +63,7 @@ async def test_an_existing_topic_is_read_without_a_group_and_quoted_for(kafka: E
     assert said["is_served"]
     records = said["records"]
     assert records["queries"] > 10
-    assert abs(records["queries"] - records["others"]) <= 1
+    assert abs(records["queries"] - records["others"]) <= 5  # of two partitions, which are not read at one instant
     rates = {each["task"]: each["rows_per_second"] for each in said["classes"]}
     assert rates["animals"] == pytest.approx(3 * rates["digits"], rel=0.1)
     assert {each["latency_ms_max"] for each in said["classes"]} == {200, 50}
