@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ COMPILED = (
 
 def extensions() -> list[Any]:
     """Of :data:`COMPILED`; none where they cannot be built, or are not wanted."""
-    if os.environ.get("MODELLESS_COMPILE", "1") == "0":
-        return []
+    if os.environ.get("MODELLESS_COMPILE", "1") == "0" or {"egg_info", "dist_info"} & set(sys.argv):
+        return []  # the latter only ask what there is
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None or not Path(sysconfig.get_path("include"), "Python.h").is_file():
         logging.warning("no C compiler, or no Python.h: modelless runs uncompiled, with more work for every query")
