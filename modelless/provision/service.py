@@ -14,7 +14,7 @@ import structlog
 from modelless.clock import KafkaClock
 from modelless.config import Config
 from modelless.errors import ModellessError
-from modelless.fleet import Announcer, FleetView
+from modelless.fleet import Announcer, FleetView, wait_at_most
 from modelless.messages import Member
 from modelless.provision import Provisioner
 from modelless.provision.reconcile import Action, Group, Instance, Kill, Reconciler, Start
@@ -122,11 +122,7 @@ class Provisioning:
         wait_s = self._provisioner.poll_s
         if (wake_at_ms := self._reconciler.wake_at_ms()) is not None:
             wait_s = min(wait_s, max(0.0, wake_at_ms - _now_ms()) / 1000)
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._provisioner.changed.wait()
-        except TimeoutError:
-            return
+        await wait_at_most(self._provisioner.changed, wait_s)
 
     async def _step(self) -> None:
         """Look, and do what is to be done."""
