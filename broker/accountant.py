@@ -12,16 +12,16 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
-from aiokafka.errors import KafkaError, ProducerFenced
 from aiokafka.structs import ConsumerRecord
 
+from broker.office import Office
 from broker.usage import Books
 from modelless.clock import KafkaClock
 from modelless.codec import decode_record, encode_record
 from modelless.config import Config
-from modelless.errors import DecodeError, UnavailableError
+from modelless.errors import DecodeError
 from modelless.fleet import ALIVE_MS
-from modelless.kafka import make_producer, raise_if_cancelled, stop_within
+from modelless.kafka import make_producer, stop_within
 from modelless.messages import Member, Usage
 from modelless.tables import Follower
 from modelless.topics import Topics
@@ -36,7 +36,7 @@ PERIODS_READ = 60
 """Of what was written before; the fleet's log is shorter."""
 
 
-class Accountant:
+class Accountant(Office):
     """One broker's part in accounting.
 
     Args:
@@ -44,29 +44,15 @@ class Accountant:
     """
 
     def __init__(self, config: Config, clock: KafkaClock, leads: Callable[[], bool]) -> None:
-        self._config, self._clock, self._leads = config, clock, leads
+        self._config, self._clock = config, clock
         self._topics = Topics(config.kafka.topic_prefix)
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="accountant")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                if self._leads():
-                    await self._session()
-            except ProducerFenced:
-                _log.warning("another broker accounts for usage")
-            except (KafkaError, OSError, TimeoutError, UnavailableError, asyncio.CancelledError) as error:
-                raise_if_cancelled(error)
-                _log.warning("usage cannot be written, trying again", topic=self._topics.usage, error=repr(error))
-            await asyncio.sleep(RETRY_S)
+        super().__init__(
+            leads,
+            "accountant",
+            RETRY_S,
+            fenced="another broker accounts for usage",
+            failed=f"usage cannot be written to {self._topics.usage}, trying again",
+        )
 
     async def _session(self) -> None:
         """For as long as this broker leads and everything works."""

@@ -14,16 +14,17 @@ from time import monotonic
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, ProducerFenced
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
+from broker.office import Office
 from broker.tally import Tally
 from modelless.catalog import read_correction
 from modelless.clock import KafkaClock
 from modelless.codec import decode_feedback, encode_record
 from modelless.config import Config
-from modelless.errors import DecodeError, UnavailableError
-from modelless.kafka import make_admin, make_producer, raise_if_cancelled, stop_within
+from modelless.errors import DecodeError
+from modelless.kafka import make_admin, make_producer, stop_within
 from modelless.messages import Correction, ModelVersion, Profile
 from modelless.tables import Follower
 from modelless.topics import Topics
@@ -39,7 +40,7 @@ RETRY_S = 2.0
 _CORRECTION = b"correction/"
 
 
-class Corrector:
+class Corrector(Office):
     """One broker's part in correcting accuracies.
 
     Args:
@@ -54,23 +55,21 @@ class Corrector:
         leads: Callable[[], bool],
         models: Callable[[], Mapping[str, ModelVersion]],
     ) -> None:
-        self._config, self._clock, self._leads, self._models = config, clock, leads, models
+        super().__init__(
+            leads,
+            "feedback",
+            RETRY_S,
+            fenced="another broker corrects accuracies",
+            failed="taking feedback was interrupted, trying again",
+        )
+        self._config, self._clock, self._models = config, clock, models
         self._topics = Topics(config.kafka.topic_prefix)
         self._group = self._topics.feedback
         self._unreadable = 0
         self._written: dict[TopicPartition, int] = {}
         self._written_s = 0.0
         self._drifted: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
         self.tally = Tally()
-
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="feedback")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     def put_profile(self, key: str, profile: Profile | None) -> None:
         """A profile was read."""
@@ -79,18 +78,6 @@ class Corrector:
     def drifted(self) -> list[str]:
         """Variants whose labels say that they are less accurate than measured; none on a broker that does not lead."""
         return self.tally.drifted() if self._leads() else []
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                if self._leads():
-                    await self._session()
-            except ProducerFenced:
-                _log.warning("another broker corrects accuracies")
-            except (KafkaError, OSError, TimeoutError, UnavailableError, asyncio.CancelledError) as error:
-                raise_if_cancelled(error)
-                _log.warning("taking feedback was interrupted, trying again", error=repr(error))
-            await asyncio.sleep(RETRY_S)
 
     async def _session(self) -> None:
         """Take feedback for as long as this broker leads and everything works."""
