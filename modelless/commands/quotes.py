@@ -253,6 +253,7 @@ async def watching(
     from broker.quote import Asked, quote
     from broker.watching import Watch
     from modelless.commands.models import wide_console
+    from modelless.fleet import wait_at_most
     from modelless.tables import Follower
 
     ends = await _ends(config, topic)
@@ -277,7 +278,7 @@ async def watching(
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while not stop.is_set() and (seconds is None or time() * 1000 < began_ms + seconds * 1000):
-                await _within(stop, LOOK_S)
+                await wait_at_most(stop, LOOK_S)
                 now_ms = time() * 1000
                 asked = watch.asked(now_ms)
                 found = await asyncio.to_thread(quote, asked, choices, limits, slack, options)
@@ -329,14 +330,6 @@ def _count(watch: Any, record: ConsumerRecord, now_ms: float) -> None:
         watch.foreign(float(record.timestamp), now_ms)
     else:
         watch.query(query, float(record.timestamp), now_ms)
-
-
-async def _within(stop: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await stop.wait()
-    except TimeoutError:
-        return
 
 
 def _watched(topic: str, watch: Any, found: Any, passed_ms: float) -> Group:
