@@ -126,12 +126,13 @@ def best_cut(queue: VariantQueue, start_ms: float, block_ms: float, next_ms: flo
     late, another size may do better; who is passed over may still be in time when the next device is free. Of all sizes
     that one runs which costs the least::
 
-        s * (r * lat(rows) - rows) + (1 - s) * lost
+        s * (r * lat(size) - rows) + (1 - s) * lost
 
-    where r is the most rows per ms of any size, and s, from 0 to 1, what a ms of the device is worth of the r answers
-    that it might give. The first part is how many rows more would run in the same time in the most efficient batches;
-    ``lost`` are those that cannot be in time after it, each of which leaves its device time to others. So an idle
-    device gives up nobody, and one that has fallen behind does not run batches of one for ever. (Which heads a batch
+    where ``rows`` of those that wait fill a batch of that size, r is the most rows per ms that they allow, and s, from
+    0 to 1, what a ms of the device is worth of the most answers that it might ever give. The first part is how many
+    rows more would run in the same time in the most efficient of these batches; ``lost`` are those that cannot be in
+    time after it, each of which leaves its device time to others. So an idle device gives up nobody, and one that has
+    fallen behind does not run batches of one for ever. (Which heads a batch
     would make late is asked of each size as in Clockwork, OSDI 2020, section 5.3; to give up few for the efficiency of
     all is early drop, Nexus, SOSP 2019, section 6.3, here by price.)
 
@@ -148,8 +149,9 @@ def best_cut(queue: VariantQueue, start_ms: float, block_ms: float, next_ms: flo
     if head.deadline_ms is None or len(queue) == 1:
         return Cut(0, 0, rows)
     sizes = [(rows, table.sure_ms(rows)), *table.times(1, block_ms)]
-    rate = max([size / table.p50_ms(size) for size, _ in sizes])
-    scarcity = min(1.0, price / (queue.candidate.accuracy_low * rate))
+    full_rate = max([size / table.p50_ms(size) for size, _ in sizes])
+    scarcity = min(1.0, price / (queue.candidate.accuracy_low * full_rate))
+    rate = max([min(size, waiting) / table.p50_ms(size) for size, _ in sizes])
     one_ms, next_head_ms = table.p50_ms(1), table.p50_ms(rows)
     mean_rows = waiting / len(queue)
     places_ms = BEHIND_MS if BEHIND_MS <= queue.head_order_ms < NEVER else 0.0
