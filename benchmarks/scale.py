@@ -1,31 +1,41 @@
 """How soon the fleet follows the load, up and down, and what that costs in queries.
 
-    python -m benchmarks.scale [--rate 25] [--seconds 40] [--json FILE]
+    python -m benchmarks.scale [--rate 25] [--seconds 40] [--ray] [--kill-leader] [--json FILE]
 
 A real system (`modelless up`: Kafka, one broker, one group of 1 to 8 emulated devices, which wait instead of computing)
 gets Poisson arrivals of one row each at a rate, at four times that, and at that again. A query asks for an answer
 within half a second and is refused where load is in the way.
 
-*Decided* is the time from the step to the first plan with more workers, *ready* to when as many are as the plan of the
-step's end says. *Start* is what a worker says that it took from its process's start until it was ready (the median).
+*Decided* is the time from the step to the first plan with more workers, *ready* to when one more is. *Start* is what a
+worker says that it took from when it was asked for until it was ready (the median).
 *Missed* are queries that were refused, late or failed: in the step's window, which is the measured start and a second
 more; after it; and after the step down, while workers go.
 
-Aim: decided within 1 s, nothing missed outside of the window, nothing failed on the way down. This process, Kafka, the
-broker and the workers share the machine's cores.
+``--ray`` has the workers as actors of a Ray of one node, started for this. ``--kill-leader`` has two brokers, and kills
+(-9) the one that leads as soon as it has written the first plan with more workers: *led again* is from there to the
+first plan that was made after it. *Stale* are plans that come after one of a later epoch, or one that was made later.
+
+Aim: decided within 1 s, nothing missed outside of the window, nothing failed on the way down, no stale plan. This
+process, Kafka, brokers and workers share the machine's cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
+import secrets
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +71,18 @@ price_per_hour = 3.6
 """
 
 
+RAY = """
+import ray, sys, tempfile
+with tempfile.TemporaryDirectory() as folder:  # a short path: there are sockets in it
+    context = ray.init(
+        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, _temp_dir=folder
+    )
+    print(context.address_info["gcs_address"], flush=True)
+    sys.stdin.read()
+    ray.shutdown()
+"""
+
+
 @dataclass(frozen=True)
 class Asked:
     at_s: float
@@ -79,20 +101,37 @@ class Found:
     window: dict[str, int]
     after: dict[str, int]
     down: dict[str, int]
+    led_again_s: float | None
+    stale: int
 
     @property
     def reached(self) -> bool:
-        return self.decided_s is not None and self.decided_s <= 1 and not self.after and not self.down
+        is_quick = self.decided_s is not None and self.decided_s <= 1
+        return is_quick and not (self.after or self.down or self.stale)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A plan, in the order of the log."""
+
+    at_s: float
+    """When it was seen."""
+    epoch: int
+    created_ms: float
+    workers: int
 
 
 class Watch:
     """What the plan says and who is ready, with the time at which this was seen."""
 
     def __init__(self, system: System) -> None:
-        self.planned: list[tuple[float, int]] = []
+        self.plans: list[Written] = []
+        self.killed_s: float | None = None
         self.ready: list[tuple[float, int]] = []
         self.start_ms: dict[str, float] = {}
-        self._fleet = FleetView(system.config, KafkaClock(), self._look)
+        self._system, self._clock = system, KafkaClock()
+        self._kill_above, self._killed_ms = sys.maxsize, 0.0
+        self._fleet = FleetView(system.config, self._clock, self._look)
         self._plans = Follower(system.config, [Topics(system.config.kafka.topic_prefix).plan], self._on_plan)
 
     async def start(self) -> None:
@@ -104,9 +143,34 @@ class Watch:
         await self._plans.stop()
         await self._fleet.stop()
 
+    @property
+    def planned(self) -> list[tuple[float, int]]:
+        return [(plan.at_s, plan.workers) for plan in self.plans]
+
+    def kill_leader(self, above: int) -> None:
+        """As soon as it has planned more workers than these."""
+        self._kill_above = above
+
+    @property
+    def led_again_s(self) -> float | None:
+        """From the leader's death to the first plan that was made after it."""
+        if self.killed_s is None:
+            return None
+        return next((p.at_s - self.killed_s for p in self.plans if p.created_ms > self._killed_ms), None)
+
+    @property
+    def stale(self) -> int:
+        """Plans after one that was made later, or is of a later epoch."""
+        pairs = pairwise(self.plans)
+        return sum(plan.epoch <= before.epoch or plan.created_ms < before.created_ms for before, plan in pairs)
+
     def _on_plan(self, record: ConsumerRecord) -> None:
-        targets = decode_record(Plan, record.value).fleet
-        self.planned.append((time.monotonic(), sum(target.workers for target in targets.values())))
+        plan = decode_record(Plan, record.value)
+        workers = sum(target.workers for target in plan.fleet.values())
+        self.plans.append(Written(time.monotonic(), plan.epoch, plan.created_ms, workers))
+        if workers > self._kill_above and self.killed_s is None:
+            self._system.processes("broker")[plan.leader].kill()
+            self.killed_s, self._killed_ms = time.monotonic(), self._clock.now_ms()
 
     def _look(self) -> None:
         ready = [worker for worker in self._fleet.workers() if worker.state == "ready"]
@@ -142,12 +206,14 @@ async def _load(client: Client, rate: float, seconds: float, asked: list[Asked],
             tasks.create_task(_ask(client, asked))
 
 
-async def measure(system: System, rate: float, seconds: float) -> Found:
+async def measure(system: System, rate: float, seconds: float, *, kill_leader: bool = False) -> Found:
     watch, asked = Watch(system), list[Asked]()
     await watch.start()
     async with Client.from_config(system.config) as client:
         await _load(client, rate, WARM_UP_S + seconds, asked, 1)
         up_s = time.monotonic()
+        if kill_leader:
+            watch.kill_leader(watch.at(watch.planned, up_s))
         await _load(client, TIMES * rate, seconds, asked, 2)
         down_s = time.monotonic()
         await _load(client, rate, SCALE_DOWN_S + seconds, asked, 3)
@@ -168,7 +234,23 @@ async def measure(system: System, rate: float, seconds: float) -> Found:
         missed(up_s, window_s),
         missed(window_s, down_s),
         missed(down_s, time.monotonic()),
+        watch.led_again_s,
+        watch.stale,
     )
+
+
+@contextlib.contextmanager
+def ray_section() -> Iterator[str]:
+    """The section of the configuration for a Ray of one node, which is there meanwhile."""
+    # Its token is known to those that are started from here alone.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [sys.executable, "-W", "ignore", "-c", RAY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        if not (address := holder.stdout.readline().strip()):
+            raise RuntimeError('Ray did not start: pip install "modelless[ray]"')
+        yield f'[provisioner]\nkind = "ray"\nray_address = "{address}"\n'
+        holder.communicate(timeout=60)
 
 
 def main() -> None:
@@ -176,16 +258,22 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=25, help="queries a second, before and after the step")
     parser.add_argument("--seconds", type=float, default=40, help="of each of the three parts")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))
+    parser.add_argument("--ray", action="store_true", help="workers are actors of a Ray of one node")
+    parser.add_argument("--kill-leader", action="store_true", help="two brokers; who leads is killed in mid-scale")
     arguments = parser.parse_args()
-    with running_up(SECTIONS) as system:
+    section = ray_section() if arguments.ray else contextlib.nullcontext("")
+    with section as more, running_up(SECTIONS + more, brokers=1 + arguments.kill_leader) as system:
         asyncio.run(register(system.config, write_model(system.file.parent)))
-        found = asyncio.run(measure(system, arguments.rate, arguments.seconds))
+        found = asyncio.run(measure(system, arguments.rate, arguments.seconds, kill_leader=arguments.kill_leader))
     before, most, end = found.workers
     print(f"workers planned: {before} before the step, {most} at its end, {end} at the end; {found.asked} queries")
     for name, seconds in (("decided after", found.decided_s), ("ready after", found.ready_s), ("start", found.start_s)):
         print(f"{name:<15} {'never' if seconds is None else f'{seconds:.2f} s'}")
     for name, counted in (("in the window", found.window), ("after it", found.after), ("on the way down", found.down)):
         print(f"missed {name:<16} {sum(counted.values()):>5}  {counted or ''}")
+    if arguments.kill_leader:
+        print(f"led again after {'never' if found.led_again_s is None else f'{found.led_again_s:.2f} s'}")
+    print(f"stale plans     {found.stale:>5}")
     print(f"aim reached: {'yes' if found.reached else 'NO'}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     machine = {"platform": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}

@@ -374,7 +374,7 @@ BACKLOG_MS, OLDEST_MS = "backlog_ms.", "oldest_ms."
 """Followed by a group's name, in a broker's statistics, of what waits there and has a deadline: predicted device time,
 and for how long the most urgent has waited."""
 START_MS = "start_ms"
-"""In a worker's statistics: from its process's start until it was ready."""
+"""In a worker's statistics: from when its process was asked for until it was ready."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ from modelless.errors import ConfigurationError, DecodeError
 from modelless.fleet import Announcer, FleetView
 from modelless.frames import LINK_VERSION, Drain, Frame, Hello, State
 from modelless.link import Link, dial
-from modelless.messages import Member, Plan
+from modelless.messages import START_MS, Member, Plan
 from modelless.metrics import serve_metrics
-from modelless.process import age_ms, settle
+from modelless.process import settle, start_ms
 from modelless.tables import Follower
 from modelless.topics import Topics
 from workers import builders
@@ -89,7 +89,7 @@ class Worker:
         self._endpoint: str | None = None
         self._stop = asyncio.Event()
         self._start_ms: float | None = None
-        """From the process's start to ready."""
+        """From when it was asked for to ready."""
         self._failure: BaseException | None = None
 
     async def run(self) -> int:
@@ -128,7 +128,7 @@ class Worker:
         self._loader.start()
         await self._plan.start()
         settle()
-        self._state, self._start_ms = "ready", age_ms()
+        self._state, self._start_ms = "ready", start_ms()
         await self._fleet.start()
         self._dial_all()
         self._announcer.announce()
@@ -327,7 +327,7 @@ class Worker:
                 "price_per_hour": self._group.price_per_hour,
                 "queued": float(statistics.queued_items),
                 "settled": float(self._device.settled),
-                **({} if self._start_ms is None else {"start_ms": self._start_ms}),
+                **({} if self._start_ms is None else {START_MS: self._start_ms}),
             },
             variants=self._loader.ready(),
             errors=dict(list((self._loader.errors | dict(self._offer.refusals)).items())[:ERRORS_MAX]),

@@ -19,6 +19,7 @@ from typing import Any
 from modelless.child import KILLED, LAST_WORDS, LAST_WORDS_MAX, die_with, how_it_ended
 from modelless.config import Config, GroupConfig
 from modelless.errors import ConfigurationError, UnavailableError
+from modelless.process import ASKED_S
 from modelless.provision import worker_command
 from modelless.provision.reconcile import Instance
 
@@ -165,6 +166,7 @@ class RayActors:
             resources=needs,
         )
         settings = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and name != LAST_WORDS}
+        settings[ASKED_S] = str(time.time())
         remote.remote(group.name, name, self._text, settings)
 
     def _stop(self, name: str, now: bool) -> None:

@@ -17,6 +17,8 @@ from provisioned import author, processes
 
 from modelless.config import load_config
 from modelless.embedded import EmbeddedKafka
+from modelless.messages import START_MS
+from modelless.process import ASKED_S
 from modelless.topic_settings import create_missing
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "modelless[ray]"')
@@ -76,6 +78,10 @@ async def test_actors_follow_the_plan_and_outlive_the_provisioner(file: Path) ->
             await boss.until(lambda: boss.ready() == ["emulated-0", "emulated-1", "emulated-2"], 90)
 
             before = processes(file)
+            asked_s = float(before["emulated-2"].environ()[ASKED_S])
+            placed_ms = (before["emulated-2"].create_time() - asked_s) * 1000
+            (told,) = [worker for worker in boss.fleet.workers() if worker.name == "emulated-2"]
+            assert 0 < placed_ms < told.statistics[START_MS], "what Ray took for its actor is a part of a start"
             before["emulated-1"].kill()
             await boss.until(lambda: processes(file).get("emulated-1", before["emulated-1"]) != before["emulated-1"])
             actor = processes(file)["emulated-2"].parent()
