@@ -7,7 +7,7 @@ gets Poisson arrivals of one row each at a rate, at four times that, and at that
 within half a second and is refused where load is in the way.
 
 *Decided* is the time from the step to the first plan with more workers, *ready* to when one more is. *Start* is what a
-worker says that it took from when it was asked for until it was ready (the median).
+worker says that it took from when it was asked for until it was ready (the median of those of the step).
 *Missed* are queries that were refused, late or failed: in the step's window, which is the measured start and a second
 more; after it; and after the step down, while workers go.
 
@@ -128,7 +128,7 @@ class Watch:
         self.plans: list[Written] = []
         self.killed_s: float | None = None
         self.ready: list[tuple[float, int]] = []
-        self.start_ms: dict[str, float] = {}
+        self._start_ms: dict[str, tuple[float, float]] = {}
         self._system, self._clock = system, KafkaClock()
         self._kill_above, self._killed_ms = sys.maxsize, 0.0
         self._fleet = FleetView(system.config, self._clock, self._look)
@@ -174,8 +174,14 @@ class Watch:
 
     def _look(self) -> None:
         ready = [worker for worker in self._fleet.workers() if worker.state == "ready"]
-        self.start_ms.update({w.incarnation: w.statistics[START_MS] for w in ready if START_MS in w.statistics})
-        self.ready.append((time.monotonic(), len(ready)))
+        now_s = time.monotonic()
+        for worker in ready:
+            self._start_ms.setdefault(worker.incarnation, (now_s, worker.statistics.get(START_MS, 0.0)))
+        self.ready.append((now_s, len(ready)))
+
+    def started_since(self, from_s: float) -> list[float]:
+        """What each worker's start took that was ready after that, ms."""
+        return [start_ms for at_s, start_ms in self._start_ms.values() if at_s > from_s]
 
     @staticmethod
     def at(series: list[tuple[float, int]], now_s: float) -> int:
@@ -218,7 +224,8 @@ async def measure(system: System, rate: float, seconds: float, *, kill_leader: b
         down_s = time.monotonic()
         await _load(client, rate, SCALE_DOWN_S + seconds, asked, 3)
     before, most = watch.at(watch.planned, up_s), watch.at(watch.planned, down_s)
-    start_s = statistics.median(watch.start_ms.values()) / 1000
+    started = watch.started_since(up_s)
+    start_s = statistics.median(started) / 1000 if started else 0.0
     await watch.stop()
 
     def missed(from_s: float, to_s: float) -> dict[str, int]:

@@ -23,8 +23,13 @@ from modelless.process import ASKED_S
 from modelless.provision import worker_command
 from modelless.provision.reconcile import Instance
 
-ANSWER_S = 2.0
-"""An actor that says nothing for so long has not got its resources yet, or its node is lost."""
+LOOK_S = 0.25
+"""For so long a look waits for the answers of actors; the others' are for the next look."""
+ANSWER_S = 10.0
+"""An actor that says nothing for so long, which is more than a start usually takes, has not got its resources yet, or
+its node is lost."""
+GONE_S = 2.0
+"""The longest wait for the name of one that was killed."""
 PREFIX = "MODELLESS_"
 
 
@@ -94,6 +99,8 @@ class RayActors:
         self._namespace = config.provisioner.ray_namespace or config.kafka.topic_prefix
         self._known: dict[str, Instance] = {}
         """What ran when it was last seen."""
+        self._asked: dict[str, tuple[float, Any]] = {}
+        """Actors that have not said how they are: since when they are asked, and their answer to come."""
         address = config.provisioner.ray_address
         try:
             ray.init(address, namespace=self._namespace, log_to_driver=False, configure_logging=False)
@@ -120,10 +127,12 @@ class RayActors:
     def _look(self) -> Sequence[Instance]:
         """Those in our namespace, and those that were in it and are gone."""
         actors = {name: self._ray.get_actor(name) for name in self._ray.util.list_named_actors()}
-        asked: dict[str, Any] = {name: actor.state.remote() for name, actor in actors.items()}
-        if asked:
-            self._ray.wait([*asked.values()], num_returns=len(asked), timeout=ANSWER_S)
-        found = [self._seen(name, actors[name], answer) for name, answer in asked.items()]
+        now_s = time.monotonic()
+        self._asked = {name: self._asked.get(name) or (now_s, actor.state.remote()) for name, actor in actors.items()}
+        answers = [answer for _, answer in self._asked.values()]
+        if answers:
+            self._ray.wait(answers, num_returns=len(answers), timeout=LOOK_S)
+        found = [self._seen(name, actor) for name, actor in actors.items()]
         gone = [
             Instance(name, known.group, ended="its actor is gone", is_leaving=known.is_leaving)
             for name, known in self._known.items()
@@ -132,10 +141,13 @@ class RayActors:
         self._known = {each.name: each for each in found if each.ended is None}
         return [*found, *gone]
 
-    def _seen(self, name: str, actor: Any, answer: Any) -> Instance:
+    def _seen(self, name: str, actor: Any) -> Instance:
         known = self._known.get(name, Instance(name, name.rpartition("-")[0]))
+        since_s, answer = self._asked[name]
         if not self._ray.wait([answer], timeout=0)[0]:
-            return Instance(name, known.group, is_leaving=known.is_leaving, trouble=self._lacks(known.group))
+            trouble = self._lacks(known.group) if time.monotonic() - since_s > ANSWER_S else None
+            return Instance(name, known.group, is_leaving=known.is_leaving, trouble=trouble)
+        del self._asked[name]
         try:
             state = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
@@ -147,7 +159,8 @@ class RayActors:
     def _kill(self, name: str, actor: Any) -> None:
         """And wait for a moment until its name is free again."""
         self._ray.kill(actor)
-        until_s = time.monotonic() + ANSWER_S
+        self._asked.pop(name, None)
+        until_s = time.monotonic() + GONE_S
         while name in self._ray.util.list_named_actors() and time.monotonic() < until_s:
             time.sleep(0.05)
 
@@ -178,7 +191,7 @@ class RayActors:
         if now or (known is not None and known.trouble):  # one that does not answer has nothing to drain
             self._kill(name, actor)
         else:
-            self._ray.get(actor.leave.remote(), timeout=ANSWER_S)
+            actor.leave.remote()  # as soon as it is up; one that is lost is killed when it should have drained
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Raises UnavailableError when Ray cannot do it."""
