@@ -23,8 +23,9 @@ from statistics import median
 from typing import Any
 
 from broker import placement
+from broker.measured import Builders, Measured
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
-from broker.worth import Item, Valued, Worth, answering, beaten_by, item, valued
+from broker.worth import Item, Valued, Worth, answering, beaten_by, valued
 from modelless.labels import shadow_of
 from modelless.messages import (
     Assignment,
@@ -72,8 +73,7 @@ class PlannedWorker:
     name: str
     group: str
     memory_bytes_max: int
-    builders: tuple[tuple[str, str], ...]
-    """(model format, builder) pairs."""
+    builders: Builders
     ready: frozenset[str] = frozenset()
     """Variants that it has loaded."""
     draining: bool = False
@@ -130,7 +130,8 @@ class Planner:
         place: Callable[..., placement.Allocation] = placement.place,
     ) -> None:
         self._scaler, self._solve = scaler or Scaler(), place
-        self._builders: dict[str, set[tuple[tuple[str, str], ...]]] = {}
+        self._measured = Measured({}, {}, {})
+        self._builders: dict[str, set[Builders]] = {}
         """By scaling group, what its workers can make, whether there are any now or not."""
         self._accuracy_slack = accuracy_slack
         self._profile_age_ms_max = profile_age_ms_max
@@ -148,17 +149,13 @@ class Planner:
         """The next plan, or None while the previous one still says the same."""
         before = previous.workers if previous is not None else {}
         self._remember(before, situation, now_ms)
-        ready = {
-            model.key
-            for profile in situation.profiles.values()
-            if (model := situation.models.get(split_variant(profile.variant)[0])) is not None
-            and profile.digest == model.digest
-            and profile.is_usable
-        }
+        if not self._measured.holds(situation.models, situation.profiles, situation.corrections):
+            self._measured = Measured(situation.models, situation.profiles, situation.corrections)
+        measured = self._measured
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
-        default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
+        default, besides = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
         named = _named(situation)
-        choices = _choices(situation, default, named.keys()) if situation.scaling else []
+        choices = _choices(situation, measured, default, named.keys()) if situation.scaling else []
         scaled = self._scaled(previous, situation, choices) if situation.scaling else []
         demands = [*_demands(situation), *named.values()]
         lasting = [demand if demand.weight == 1 else replace(demand, rows_per_s=0.0) for demand in demands]
@@ -169,7 +166,7 @@ class Planner:
                 groups[worker.group].append(worker)
         assignments = self._absent(before, situation.workers, now_ms)
         reasons: list[str] = []
-        known = [_Group(name, workers, situation, before) for name, workers in sorted(groups.items())]
+        known = [_Group(name, workers, situation, before, measured) for name, workers in sorted(groups.items())]
         allocated = self._allocated(known, default, situation, now_ms)
         for group in known:
             name, workers = group.name, group.workers
@@ -235,20 +232,11 @@ class Planner:
         """Something that is registered and has no valid profile on a group; empty: nothing."""
         known = self._builders.get(group)
         if known is None:  # nobody has been there yet: what is measured at all is taken to be all that can be
-            measured = {
-                model.key
-                for profile in situation.profiles.values()
-                if profile.group == group
-                and (model := situation.models.get(split_variant(profile.variant)[0])) is not None
-                and profile.digest == model.digest
-            }
-            return min(situation.models.keys() - measured, default="")
-        for model in situation.models.values():
-            for builders in known:
-                for variant in variants(model, builders):
-                    profile = situation.profiles.get(f"{variant}@{group}")
-                    if profile is None or profile.digest != model.digest:
-                        return variant
+            return min(situation.models.keys() - self._measured.models_on(group), default="")
+        for builders in known:
+            for variant in self._measured.made(builders):
+                if f"{variant}@{group}" not in self._measured.current:
+                    return variant
         return ""
 
     def _fleet(
@@ -293,10 +281,7 @@ class Planner:
             self._allocation = {}
             return self._allocation
         choices = [
-            choice_of(item, group.profiles[item.key])
-            for group in groups
-            for item in group.items
-            if item.model.key in default
+            self._measured.choice(item.key) for group in groups for item in group.items if item.model.key in default
         ]
         fleet_groups = [
             placement.Group(
@@ -404,33 +389,31 @@ class _Group:
         workers: Sequence[PlannedWorker],
         situation: Situation,
         before: Mapping[str, Assignment],
+        measured: Measured,
     ) -> None:
         self.name, self.workers = name, workers
         self.models, self.profiles, self.drifted = situation.models, situation.profiles, situation.drifted
         self._before = before
         self.loaded = {variant for worker in workers for variant in self.before(worker).load}
-        by_builders = {
-            builders: {v: model for model in self.models.values() for v in variants(model, builders)}
-            for builders in dict.fromkeys(worker.builders for worker in workers)
-        }
-        self.makes = {worker.name: by_builders[worker.builders] for worker in workers}
+        self._measured = measured
+        self.makes = {worker.name: measured.made(worker.builders) for worker in workers}
         """Variants that each worker can make, and their models."""
-        self.made = {variant: model for known in by_builders.values() for variant, model in known.items()}
-        self.items = [
-            item(profile, self.made[profile.variant], situation.corrections.get(profile.variant))
-            for _, profile in self.current()
-            if profile.is_usable
-        ]
+        self.made = {
+            variant: model
+            for builders in dict.fromkeys(worker.builders for worker in workers)
+            for variant, model in measured.made(builders).items()
+        }
+        self.items = [measured.item(key) for key, profile in self.current() if profile.is_usable]
 
     def before(self, worker: PlannedWorker) -> Assignment:
         return self._before.get(worker.name, Assignment())
 
     def current(self) -> Iterable[tuple[str, Profile]]:
         """Profiles of what can be made here, of the models as they are now, by ``variant@group``."""
-        for variant, model in self.made.items():
-            profile = self.profiles.get(f"{variant}@{self.name}")
-            if profile is not None and profile.digest == model.digest:
-                yield profile.key, profile
+        for variant in self.made:
+            known = self._measured.current.get(key := f"{variant}@{self.name}")
+            if known is not None:
+                yield key, known[0]
 
 
 def _place(
@@ -605,7 +588,9 @@ def _by_name(model: str) -> str:
     return f"the model {model}"
 
 
-def _choices(situation: Situation, default: Set[str], named: Set[str] = frozenset()) -> list[placement.Choice]:
+def _choices(
+    situation: Situation, measured: Measured, default: Set[str], named: Set[str] = frozenset()
+) -> list[placement.Choice]:
     """What can serve tasks and models, on all groups that there are or could be, at the speed that it has of late.
 
     Args:
@@ -613,34 +598,14 @@ def _choices(situation: Situation, default: Set[str], named: Set[str] = frozense
         named: versions that are asked for by their names.
     """
     groups = situation.scaling.keys() | {worker.group for worker in situation.workers}
+    slowness = {group: round(max(1.0, situation.slowness.get(group, 1.0)), 1) for group in groups}
     found = []
-    for profile in situation.profiles.values():
-        model = situation.models.get(split_variant(profile.variant)[0])
-        if model is None or model.key not in default | named or profile.group not in groups:
-            continue
-        if profile.digest == model.digest and profile.is_usable:
-            of = item(profile, model, situation.corrections.get(profile.variant))
-            slowness = round(max(1.0, situation.slowness.get(profile.group, 1.0)), 1)
-            choice = choice_of(of, profile, slowness)
+    for key, (profile, model) in measured.current.items():
+        if profile.group in groups and profile.is_usable and (model.key in default or model.key in named):
+            choice = measured.choice(key, slowness[profile.group])
             found += [choice] if model.key in default else []
             found += [replace(choice, task=_by_name(model.key))] if model.key in named else []
     return found
-
-
-def choice_of(of: Item, profile: Profile, slowness: float = 1.0) -> placement.Choice:
-    """As the placement takes it; ``slowness``: so many times slower than its profile."""
-    batches = profile.batches
-    return placement.Choice(
-        of.variant,
-        of.model.task,
-        profile.group,
-        of.point.accuracy,
-        tuple(batch.batch_size for batch in batches),
-        tuple(batch.p50_ms * slowness for batch in batches),
-        tuple(batch.p99_ms * slowness for batch in batches),
-        of.memory_bytes / 2**20,
-        profile.load_ms,
-    )
 
 
 def _reasons(
@@ -671,10 +636,3 @@ def _in_order(load: Sequence[str], first: Sequence[str], before: Assignment | No
     known = before.load if before is not None else ()
     places = {variant: place for place, variant in enumerate(dict.fromkeys((*known, *first, *load)))}
     return tuple(sorted(load, key=lambda variant: (variant not in first, places[variant])))
-
-
-def variants(model: ModelVersion, builders: Sequence[tuple[str, str]]) -> list[str]:
-    """The variants of a model that these builders can make."""
-    names = [builder for format_name, builder in builders if format_name == model.format]
-    exits = ["", *(f".exit{number}" for number in range(1, model.exits))]
-    return [f"{model.key}/{name}{exit}" for name in names for exit in exits]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import placement
+from broker.measured import variants
 from broker.planner import (
     ABSENCE_MS_MAX,
     IN_USE_MS,
@@ -24,7 +25,6 @@ from broker.planner import (
     PlannedWorker,
     Planner,
     Situation,
-    variants,
 )
 from broker.scaler import Scaling
 from modelless.messages import (
