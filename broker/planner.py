@@ -2,10 +2,10 @@
 
 **Loading.** Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth`
 says what that is), in rounds: what is in use by those who name models stays where it is; what serves the tasks' demand
-best, by the placement (:mod:`broker.placement`); the quickest that does for each class of demand goes everywhere, so
-that any worker can help out when it is more than was planned for; what else is in use stays; what is used or wanted
-goes everywhere; what is worth anything goes somewhere; then everywhere; and what is loaded for no reason stays while
-there is room for it. Without demand by task what is in use is never evicted.
+best, by the placement (:mod:`broker.placement`), and until that is ready the last that is; more copies, where one more
+helps most (:mod:`broker.copies`), so that who is in a hurry finds somebody who is free; what else is in use stays; what
+is used or wanted goes everywhere; what is worth anything goes somewhere; then everywhere; and what is loaded for no
+reason stays while there is room for it. Without demand by task what is in use is never evicted.
 
 **Measuring.** What a group's workers can make and has no valid profile there is measured by one of them; the variants
 of one model by the same one, whose files it has. While nothing of a model is profiled, what is quickest made goes
@@ -23,6 +23,8 @@ from statistics import median
 from typing import Any
 
 from broker import placement
+from broker.copies import Offer, spread
+from broker.loading import Loading
 from broker.measured import Builders, Measured
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
 from broker.worth import Item, Valued, Worth, answering, beaten_by, valued
@@ -59,8 +61,6 @@ BURST, BURST_ROWS_MIN = 1.5, 5.0
 """And at once when a task's rows a second exceed so many times what was decided for, plus so many."""
 CANDIDATES_MAX = 64
 """Variants of one task on one group, where the sizing may have chosen any."""
-LOADED_MAX = 256
-"""Variants of one worker."""
 REASONS_MAX = 200
 QUICK_BUILDERS = ("emulated", "onnx-fp32", "torch-fp32", "torch-bf16", "torch-fp16", "torch-int8", "onnx-int8")
 """By how quickly they make a variant; others come after them."""
@@ -145,13 +145,18 @@ class Planner:
         self._allocated_for: Mapping[str, float] = {}
         self._allocate_ms = 0.0
 
+    def remember(self, situation: Situation, now_ms: float) -> None:
+        """What was asked for before anything is planned; see :meth:`broker.scaler.Scaler.remember`."""
+        measured = self._look(situation)
+        default, _ = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
+        prices = {name: of.price_per_hour for name, of in situation.scaling.items()}
+        self._scaler.remember(_demands(situation), _choices(situation, measured, default), prices, now_ms)
+
     def plan(self, previous: Plan | None, situation: Situation, leader: str, now_ms: float) -> Plan | None:
         """The next plan, or None while the previous one still says the same."""
         before = previous.workers if previous is not None else {}
         self._remember(before, situation, now_ms)
-        if not self._measured.holds(situation.models, situation.profiles, situation.corrections):
-            self._measured = Measured(situation.models, situation.profiles, situation.corrections)
-        measured = self._measured
+        measured = self._look(situation)
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
         default, besides = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
         named = _named(situation)
@@ -168,27 +173,35 @@ class Planner:
         reasons: list[str] = []
         known = [_Group(name, workers, situation, before, measured) for name, workers in sorted(groups.items())]
         allocated = self._allocated(known, default, situation, now_ms)
+        used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
+        values = {group.name: self._valued(group, default, besides, used, shadows, situation) for group in known}
+        loads = {group.name: group.loading(values[group.name]) for group in known}
+        asked = {each.task for each in situation.demand}
+        keeping = _keeping(known, default, situation.demand, allocated)
+        for load in loads.values():
+            load.begin(used, asked, allocated, keeping)
+        offers = [
+            Offer(of, load.copies[of.variant], load.before[of.variant])
+            for group in known
+            for load in (loads[group.name],)
+            for of in group.items
+            if of.model.key in default
+        ]
+        spread(offers, situation.demand, lambda of: loads[of.key.rpartition("@")[2]].add(of))
         for group in known:
-            name, workers = group.name, group.workers
-            used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
-            ran = used & situation.rates.keys()
-            wants = {f"{variant}@{name}": 0.0 for variant in shadows}
-            wants.update({key: rate for key, (rate, _) in self._wants.items()})
-            values = valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
-            quickest = _quickest(group, default, situation.demand)
-            asked = {each.task for each in situation.demand}
-            load = _place(group, values, used, asked, allocated, quickest)
+            loaded = loads[group.name].fill(used)
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
-            for number, worker in enumerate(workers):
-                turn = number % len(quickest) if quickest else 0  # so that each task is soon served by somebody
-                first = (*allocated.get(worker.name, ()), *quickest[turn:], *quickest[:turn])
+            quickest = [] if asked else _quickest(group, default)
+            for number, worker in enumerate(group.workers):
+                turn = number % max(1, len(quickest))  # so that each task is soon served by somebody
+                needed = [*loads[group.name].needed[worker.name], *quickest[turn:], *quickest[:turn]]
                 assignments[worker.name] = Assignment(
-                    _in_order(load[worker.name], first, before.get(worker.name)),
+                    _in_order(loaded[worker.name], needed, before.get(worker.name)),
                     tuple(measure[worker.name]),
                     outdated.get(worker.name, {}),
                 )
-            reasons += _reasons(group, values, load, default | besides)
+            reasons += _reasons(group, values[group.name], loaded, default | besides)
         fleet = self._fleet(previous, situation, scaled, allocated) if scaled else {}
         same = previous is not None and previous.workers == assignments and previous.fleet == fleet
         if same and previous is not None and previous.leader == leader:
@@ -198,6 +211,26 @@ class Planner:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
         return Plan(epoch, leader, now_ms, assignments, tuple(reasons), fleet)
+
+    def _look(self, situation: Situation) -> Measured:
+        of = situation.models, situation.profiles, situation.corrections
+        if not self._measured.holds(*of):
+            self._measured = Measured(*of)
+        return self._measured
+
+    def _valued(
+        self,
+        group: _Group,
+        default: Set[str],
+        besides: Set[str],
+        used: Set[str],
+        shadows: Iterable[str],
+        situation: Situation,
+    ) -> list[Valued]:
+        wants = {f"{variant}@{group.name}": 0.0 for variant in shadows}
+        wants.update({key: rate for key, (rate, _) in self._wants.items()})
+        ran = used & situation.rates.keys()
+        return valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
 
     def _scaled(
         self, previous: Plan | None, situation: Situation, choices: Sequence[placement.Choice]
@@ -295,7 +328,7 @@ class Planner:
         arguments: tuple[Any, ...] = (_demands(situation), choices, fleet_groups, self._options)
         if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
             use = max(self._options.utilisation_max, self._scaler.utilisation_max)
-            options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX)
+            options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX, runs_alone=1.0)
             arguments = (*arguments[:-1], options, self._scaler.placed)
         found = self._solve(*arguments)
         used = {key for shares in found.shares for key in shares}
@@ -405,6 +438,14 @@ class _Group:
         }
         self.items = [measured.item(key) for key, profile in self.current() if profile.is_usable]
 
+    def loading(self, values: Sequence[Valued]) -> Loading:
+        return Loading(
+            {worker.name: worker.memory_bytes_max for worker in self.workers},
+            self.makes,
+            {worker.name: set(self.before(worker).load) for worker in self.workers},
+            values,
+        )
+
     def before(self, worker: PlannedWorker) -> Assignment:
         return self._before.get(worker.name, Assignment())
 
@@ -416,89 +457,44 @@ class _Group:
                 yield key, known[0]
 
 
-def _place(
-    group: _Group,
-    values: Sequence[Valued],
-    used: Set[str],
-    asked: Set[str],
-    allocated: Mapping[str, Sequence[str]],
-    quickest: Sequence[str],
-) -> dict[str, list[str]]:
-    """What each worker loads, the most valuable first. See the module for the rounds; ``asked``: tasks."""
-    load: dict[str, dict[str, Valued]] = {worker.name: {} for worker in group.workers}
-    free_bytes = {worker.name: worker.memory_bytes_max for worker in group.workers}
-    before = {worker.name: set(group.before(worker).load) for worker in group.workers}
-    copies: dict[str, int] = defaultdict(int)
-
-    def put(worker: str, value: Valued) -> bool:
-        of = value.item
-        known = load[worker]
-        if of.variant in known or of.memory_bytes > free_bytes[worker] or of.variant not in group.makes[worker]:
-            return False
-        if len(known) == LOADED_MAX:
-            return False
-        known[of.variant] = value
-        free_bytes[worker] -= of.memory_bytes
-        copies[of.variant] += 1
-        return True
-
-    def stay(value: Valued) -> None:
-        for worker in load:
-            if value.item.variant in before[worker]:
-                put(worker, value)
-
-    worthy = [value for value in values if value.worth is not Worth.NOTHING]
-    by_variant = {value.item.variant: value for value in values}
-    in_use = [value for value in values if value.item.key in used]
-    for value in in_use:
-        if value.item.model.task not in asked:
-            stay(value)
-    for worker in load:
-        for variant in allocated.get(worker, ()):
-            if variant in by_variant:
-                put(worker, by_variant[variant])
-    for variant in quickest if asked else ():
-        for worker in load:
-            put(worker, by_variant[variant])
-    for value in in_use:
-        stay(value)
-    for value in worthy:
-        if value.worth <= Worth.WANTED:
-            for worker in load:
-                put(worker, value)
-    for value in worthy:
-        if not copies[value.item.variant]:
-            variant = value.item.variant
-            any(put(w, value) for w in sorted(load, key=lambda w: (variant not in before[w], -free_bytes[w], w)))
-    for value in worthy:
-        for worker in load:
-            put(worker, value)
-    for value in values:
-        stay(value)
-    return {
-        worker: [
-            value.item.variant for value in sorted(known.values(), key=lambda v: (v.worth, v.rank, v.item.variant))
-        ]
-        for worker, known in load.items()
-    }
-
-
-def _quickest(group: _Group, default: Set[str], demand: Sequence[Demanded]) -> list[str]:
-    """What takes the least device time of all that does for a class of demand, that of the most asked for first.
-
-    While nothing is known to be asked for: of each task.
-    """
+def _keeping(
+    groups: Sequence[_Group], default: Set[str], demand: Sequence[Demanded], allocated: Mapping[str, Sequence[str]]
+) -> dict[str, set[str]]:
+    """By worker, what stays though the allocation has something else in mind: it alone is ready for some demand."""
+    ready: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        for worker in group.workers:
+            for variant in worker.ready:
+                ready[f"{variant}@{group.name}"].append(worker.name)
     of_task: dict[str, list[Item]] = defaultdict(list)
+    for group in groups:
+        for each in group.items:
+            if each.key in ready and each.model.key in default:
+                of_task[each.model.task].append(each)
+    keeping: dict[str, set[str]] = defaultdict(set)
+    for asked in demand:
+        floor, latency_ms = (0.0 if asked.degrades else asked.accuracy_min), asked.latency_ms or inf
+        able = [
+            each for each in of_task[asked.task] if each.point.accuracy >= floor and each.point.latency_ms <= latency_ms
+        ]
+        is_served = any(
+            each.variant in allocated.get(worker, ()) or each.variant in keeping[worker]
+            for each in able
+            for worker in ready[each.key]
+        )
+        if able and not is_served:
+            best = min(able, key=lambda each: (each.point.cost, each.key))
+            keeping[ready[best.key][0]].add(best.variant)
+    return keeping
+
+
+def _quickest(group: _Group, default: Set[str]) -> list[str]:
+    """Of each task, what takes the least device time."""
+    found: dict[str, str] = {}
     for each in sorted(group.items, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant)):
         if each.model.key in default:
-            of_task[each.model.task].append(each)
-    asked = [(each.task, 0.0 if each.degrades else each.accuracy_min, each.rows_per_second) for each in demand]
-    rates: dict[str, float] = defaultdict(float)
-    for task, floor, rate in asked or [(task, 0.0, 0.0) for task in sorted(of_task)]:
-        quickest = next((each for each in of_task.get(task, ()) if each.point.accuracy >= floor), None)
-        if quickest is not None:
-            rates[quickest.variant] += rate
-    return sorted(rates, key=lambda variant: (-rates[variant], variant))
+            found.setdefault(each.model.task, each.variant)
+    return sorted(found.values())
 
 
 def _spread(group: _Group, default: Set[str]) -> dict[str, list[str]]:
