@@ -11,9 +11,8 @@ takes ``a + c b`` with an accelerator, ``c b`` without. Costs and accuracies are
 least or of its most accurate model that has the time, and for the least cost; who cannot be met is refused. Every
 task's arrivals are Poisson: along a sine over the day, and of ``times`` its rate in bursts of its own.
 
-A *scale* of 24 passes the day in an hour: the sine is so much shorter, everything else stays as it is (rates, bursts,
-latencies, starts, minimum bills). So load rises and falls 24 times as fast as on a real day, which is harder for
-whoever starts machines; the bill is told for a day, 24 times what was played.
+A **window** is some minutes of it in true time: rates, bursts, latencies, starts and minimum bills are all as they are.
+(A day that passes faster has load that rises faster beside starts that take as long, which no real day has.)
 """
 
 from __future__ import annotations
@@ -74,9 +73,8 @@ class Day:
 
     rate: float = 200.0
     """Mean of the day, queries per second."""
-    scale: float = 24.0
     hours: tuple[float, float] = (0.0, 24.0)
-    """Of the day; load is lowest at 0 and highest at 12."""
+    """What is played of it; load is lowest at 0 and highest at 12."""
     swing: float = 0.8
     times: float = 3.0
     burst_s: float = 10.0
@@ -86,7 +84,7 @@ class Day:
     @property
     def seconds(self) -> float:
         """Played, virtual."""
-        return (self.hours[1] - self.hours[0]) * 3600 / self.scale
+        return (self.hours[1] - self.hours[0]) * 3600
 
 
 def portfolio(tasks: int = TASKS, seed: int = 1) -> Portfolio:
@@ -133,14 +131,15 @@ def fleet(workers: dict[str, int] | None = None, *, scales: bool = True) -> tupl
 
 def queries(day: Day, known: Portfolio) -> list[SimulatedQuery]:
     """Drawn from the day's seed."""
-    draw = np.random.default_rng([day.seed, 2])
+    draw = np.random.default_rng([day.seed, 2])  # what is the same all day
     tasks = list(known.by_task)
     parts = np.array([1 / (number + 1) for number in range(len(tasks))])
     parts /= parts.sum()
     seconds = ceil(day.seconds)
-    begin_s, length_s = day.hours[0] * 3600 / day.scale, DAY_S / day.scale
-    curve = 1.0 - day.swing * np.cos(2 * pi * (begin_s + np.arange(seconds) + 0.5) / length_s)
+    begin_s = day.hours[0] * 3600
+    curve = 1.0 - day.swing * np.cos(2 * pi * (begin_s + np.arange(seconds) + 0.5) / DAY_S)
     latencies_ms = {task: float(draw.choice(LATENCIES_MS)) for task in tasks}
+    draw = np.random.default_rng([day.seed, 3, round(begin_s)])
     found: list[SimulatedQuery] = []
     for task, part in zip(tasks, parts, strict=True):
         rates = day.rate * part * curve * _bursts(draw, day, seconds)

@@ -93,6 +93,9 @@ class Options:
     runs_per_latency: float = 2.0
     """So many runs of a batch must fit into the latency, the last one at its p99. 2 (Nexus section 6.1, Proteus
     section 4: ``2 lat(b) <= SLO``): a query waits for the batch that runs, then runs. 1: nobody waits."""
+    runs_alone: float = 2.0
+    """So many runs' time is planned for a row that has the time for one run only: its device must be idle when it
+    comes. 1: there is head-room for that."""
     period_ms: float = 30_000.0
     """The plan is for so long; a load of ``load_ms`` takes its share of it."""
     load_gain_min: float = 0.05
@@ -110,12 +113,14 @@ class Options:
     """Beyond, the relaxation says which choices are left out."""
 
 
-def row_ms(choice: Choice, latency_ms: float, rows_per_s: float, runs_per_latency: float = 2.0) -> float:
+def row_ms(
+    choice: Choice, latency_ms: float, rows_per_s: float, runs_per_latency: float = 2.0, runs_alone: float = 2.0
+) -> float:
     """Device time per row, in batches that keep the latency; infinite if none does.
 
     The least ``p50(b) / fill(b)`` over profiled sizes with ``(runs - 1) p50(b) + p99(b) <= latency``, where ``fill(b) =
     min(b, rows that arrive while there is time to wait)``: with little demand batches do not fill. If none fits so but
-    one run does, the device must mostly idle: ``runs * p50``, one row at a time.
+    one run does, the device must mostly idle: ``runs_alone * p50``, one row at a time.
     """
     best = INF
     for size, p50_ms, p99_ms in zip(choice.sizes, choice.p50_ms, choice.p99_ms, strict=True):
@@ -123,7 +128,7 @@ def row_ms(choice: Choice, latency_ms: float, rows_per_s: float, runs_per_latenc
             company = rows_per_s * (latency_ms - p99_ms) / 1000 if latency_ms < INF else INF
             best = min(best, p50_ms / min(size, max(1.0, company)))
     if best == INF and choice.p99_ms[0] <= latency_ms:
-        return max(1.0, runs_per_latency) * choice.p50_ms[0]
+        return runs_alone * choice.p50_ms[0]
     return best
 
 
@@ -261,7 +266,7 @@ def problem(demands: Iterable[Demand], choices: Sequence[Choice], groups: Sequen
 def _time_of(choice: Choice, demand: Demand, rows_per_s: float, options: Options) -> float:
     if not demand.degrades and choice.accuracy < demand.accuracy_min:
         return INF
-    return row_ms(choice, demand.latency_ms, rows_per_s, options.runs_per_latency)
+    return row_ms(choice, demand.latency_ms, rows_per_s, options.runs_per_latency, options.runs_alone)
 
 
 def _worth(choice: Choice, demand: Demand) -> float:

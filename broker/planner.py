@@ -2,10 +2,10 @@
 
 **Loading.** Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth`
 says what that is), in rounds: what is in use by those who name models stays where it is; what serves the tasks' demand
-best, by the placement (:mod:`broker.placement`); the quickest that does for each class of demand goes everywhere, so
-that any worker can help out when it is more than was planned for; what else is in use stays; what is used or wanted
-goes everywhere; what is worth anything goes somewhere; then everywhere; and what is loaded for no reason stays while
-there is room for it. Without demand by task what is in use is never evicted.
+best, by the placement (:mod:`broker.placement`), and until that is ready the last that is; more copies, where one more
+helps most (:mod:`broker.copies`), so that who is in a hurry finds somebody who is free; what else is in use stays; what
+is used or wanted goes everywhere; what is worth anything goes somewhere; then everywhere; and what is loaded for no
+reason stays while there is room for it. Without demand by task what is in use is never evicted.
 
 **Measuring.** What a group's workers can make and has no valid profile there is measured by one of them; the variants
 of one model by the same one, whose files it has. While nothing of a model is profiled, what is quickest made goes
@@ -23,8 +23,11 @@ from statistics import median
 from typing import Any
 
 from broker import placement
+from broker.copies import Offer, spread
+from broker.loading import Loading
+from broker.measured import Builders, Measured
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
-from broker.worth import Item, Valued, Worth, answering, beaten_by, item, valued
+from broker.worth import Item, Valued, Worth, answering, beaten_by, valued
 from modelless.labels import shadow_of
 from modelless.messages import (
     Assignment,
@@ -58,8 +61,6 @@ BURST, BURST_ROWS_MIN = 1.5, 5.0
 """And at once when a task's rows a second exceed so many times what was decided for, plus so many."""
 CANDIDATES_MAX = 64
 """Variants of one task on one group, where the sizing may have chosen any."""
-LOADED_MAX = 256
-"""Variants of one worker."""
 REASONS_MAX = 200
 QUICK_BUILDERS = ("emulated", "onnx-fp32", "torch-fp32", "torch-bf16", "torch-fp16", "torch-int8", "onnx-int8")
 """By how quickly they make a variant; others come after them."""
@@ -72,8 +73,7 @@ class PlannedWorker:
     name: str
     group: str
     memory_bytes_max: int
-    builders: tuple[tuple[str, str], ...]
-    """(model format, builder) pairs."""
+    builders: Builders
     ready: frozenset[str] = frozenset()
     """Variants that it has loaded."""
     draining: bool = False
@@ -130,7 +130,8 @@ class Planner:
         place: Callable[..., placement.Allocation] = placement.place,
     ) -> None:
         self._scaler, self._solve = scaler or Scaler(), place
-        self._builders: dict[str, set[tuple[tuple[str, str], ...]]] = {}
+        self._measured = Measured({}, {}, {})
+        self._builders: dict[str, set[Builders]] = {}
         """By scaling group, what its workers can make, whether there are any now or not."""
         self._accuracy_slack = accuracy_slack
         self._profile_age_ms_max = profile_age_ms_max
@@ -144,21 +145,22 @@ class Planner:
         self._allocated_for: Mapping[str, float] = {}
         self._allocate_ms = 0.0
 
+    def remember(self, situation: Situation, now_ms: float) -> None:
+        """What was asked for before anything is planned; see :meth:`broker.scaler.Scaler.remember`."""
+        measured = self._look(situation)
+        default, _ = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
+        prices = {name: of.price_per_hour for name, of in situation.scaling.items()}
+        self._scaler.remember(_demands(situation), _choices(situation, measured, default), prices, now_ms)
+
     def plan(self, previous: Plan | None, situation: Situation, leader: str, now_ms: float) -> Plan | None:
         """The next plan, or None while the previous one still says the same."""
         before = previous.workers if previous is not None else {}
         self._remember(before, situation, now_ms)
-        ready = {
-            model.key
-            for profile in situation.profiles.values()
-            if (model := situation.models.get(split_variant(profile.variant)[0])) is not None
-            and profile.digest == model.digest
-            and profile.is_usable
-        }
+        measured = self._look(situation)
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
-        default, besides = answering(situation.models.values(), ready, situation.labels, situation.served)
+        default, besides = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
         named = _named(situation)
-        choices = _choices(situation, default, named.keys()) if situation.scaling else []
+        choices = _choices(situation, measured, default, named.keys()) if situation.scaling else []
         scaled = self._scaled(previous, situation, choices) if situation.scaling else []
         demands = [*_demands(situation), *named.values()]
         lasting = [demand if demand.weight == 1 else replace(demand, rows_per_s=0.0) for demand in demands]
@@ -169,29 +171,37 @@ class Planner:
                 groups[worker.group].append(worker)
         assignments = self._absent(before, situation.workers, now_ms)
         reasons: list[str] = []
-        known = [_Group(name, workers, situation, before) for name, workers in sorted(groups.items())]
+        known = [_Group(name, workers, situation, before, measured) for name, workers in sorted(groups.items())]
         allocated = self._allocated(known, default, situation, now_ms)
+        used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
+        values = {group.name: self._valued(group, default, besides, used, shadows, situation) for group in known}
+        loads = {group.name: group.loading(values[group.name]) for group in known}
+        asked = {each.task for each in situation.demand}
+        keeping = _keeping(known, default, situation.demand, allocated)
+        for load in loads.values():
+            load.begin(used, asked, allocated, keeping)
+        offers = [
+            Offer(of, load.copies[of.variant], load.before[of.variant])
+            for group in known
+            for load in (loads[group.name],)
+            for of in group.items
+            if of.model.key in default
+        ]
+        spread(offers, situation.demand, lambda of: loads[of.key.rpartition("@")[2]].add(of))
         for group in known:
-            name, workers = group.name, group.workers
-            used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
-            ran = used & situation.rates.keys()
-            wants = {f"{variant}@{name}": 0.0 for variant in shadows}
-            wants.update({key: rate for key, (rate, _) in self._wants.items()})
-            values = valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
-            quickest = _quickest(group, default, situation.demand)
-            asked = {each.task for each in situation.demand}
-            load = _place(group, values, used, asked, allocated, quickest)
+            loaded = loads[group.name].fill(used)
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
-            for number, worker in enumerate(workers):
-                turn = number % len(quickest) if quickest else 0  # so that each task is soon served by somebody
-                first = (*allocated.get(worker.name, ()), *quickest[turn:], *quickest[:turn])
+            quickest = [] if asked else _quickest(group, default)
+            for number, worker in enumerate(group.workers):
+                turn = number % max(1, len(quickest))  # so that each task is soon served by somebody
+                needed = [*loads[group.name].needed[worker.name], *quickest[turn:], *quickest[:turn]]
                 assignments[worker.name] = Assignment(
-                    _in_order(load[worker.name], first, before.get(worker.name)),
+                    _in_order(loaded[worker.name], needed, before.get(worker.name)),
                     tuple(measure[worker.name]),
                     outdated.get(worker.name, {}),
                 )
-            reasons += _reasons(group, values, load, default | besides)
+            reasons += _reasons(group, values[group.name], loaded, default | besides)
         fleet = self._fleet(previous, situation, scaled, allocated) if scaled else {}
         same = previous is not None and previous.workers == assignments and previous.fleet == fleet
         if same and previous is not None and previous.leader == leader:
@@ -201,6 +211,26 @@ class Planner:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
         return Plan(epoch, leader, now_ms, assignments, tuple(reasons), fleet)
+
+    def _look(self, situation: Situation) -> Measured:
+        of = situation.models, situation.profiles, situation.corrections
+        if not self._measured.holds(*of):
+            self._measured = Measured(*of)
+        return self._measured
+
+    def _valued(
+        self,
+        group: _Group,
+        default: Set[str],
+        besides: Set[str],
+        used: Set[str],
+        shadows: Iterable[str],
+        situation: Situation,
+    ) -> list[Valued]:
+        wants = {f"{variant}@{group.name}": 0.0 for variant in shadows}
+        wants.update({key: rate for key, (rate, _) in self._wants.items()})
+        ran = used & situation.rates.keys()
+        return valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
 
     def _scaled(
         self, previous: Plan | None, situation: Situation, choices: Sequence[placement.Choice]
@@ -235,20 +265,11 @@ class Planner:
         """Something that is registered and has no valid profile on a group; empty: nothing."""
         known = self._builders.get(group)
         if known is None:  # nobody has been there yet: what is measured at all is taken to be all that can be
-            measured = {
-                model.key
-                for profile in situation.profiles.values()
-                if profile.group == group
-                and (model := situation.models.get(split_variant(profile.variant)[0])) is not None
-                and profile.digest == model.digest
-            }
-            return min(situation.models.keys() - measured, default="")
-        for model in situation.models.values():
-            for builders in known:
-                for variant in variants(model, builders):
-                    profile = situation.profiles.get(f"{variant}@{group}")
-                    if profile is None or profile.digest != model.digest:
-                        return variant
+            return min(situation.models.keys() - self._measured.models_on(group), default="")
+        for builders in known:
+            for variant in self._measured.made(builders):
+                if f"{variant}@{group}" not in self._measured.current:
+                    return variant
         return ""
 
     def _fleet(
@@ -293,10 +314,7 @@ class Planner:
             self._allocation = {}
             return self._allocation
         choices = [
-            choice_of(item, group.profiles[item.key])
-            for group in groups
-            for item in group.items
-            if item.model.key in default
+            self._measured.choice(item.key) for group in groups for item in group.items if item.model.key in default
         ]
         fleet_groups = [
             placement.Group(
@@ -310,7 +328,7 @@ class Planner:
         arguments: tuple[Any, ...] = (_demands(situation), choices, fleet_groups, self._options)
         if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
             use = max(self._options.utilisation_max, self._scaler.utilisation_max)
-            options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX)
+            options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX, runs_alone=1.0)
             arguments = (*arguments[:-1], options, self._scaler.placed)
         found = self._solve(*arguments)
         used = {key for shares in found.shares for key in shares}
@@ -404,118 +422,79 @@ class _Group:
         workers: Sequence[PlannedWorker],
         situation: Situation,
         before: Mapping[str, Assignment],
+        measured: Measured,
     ) -> None:
         self.name, self.workers = name, workers
         self.models, self.profiles, self.drifted = situation.models, situation.profiles, situation.drifted
         self._before = before
         self.loaded = {variant for worker in workers for variant in self.before(worker).load}
-        by_builders = {
-            builders: {v: model for model in self.models.values() for v in variants(model, builders)}
-            for builders in dict.fromkeys(worker.builders for worker in workers)
-        }
-        self.makes = {worker.name: by_builders[worker.builders] for worker in workers}
+        self._measured = measured
+        self.makes = {worker.name: measured.made(worker.builders) for worker in workers}
         """Variants that each worker can make, and their models."""
-        self.made = {variant: model for known in by_builders.values() for variant, model in known.items()}
-        self.items = [
-            item(profile, self.made[profile.variant], situation.corrections.get(profile.variant))
-            for _, profile in self.current()
-            if profile.is_usable
-        ]
+        self.made = {
+            variant: model
+            for builders in dict.fromkeys(worker.builders for worker in workers)
+            for variant, model in measured.made(builders).items()
+        }
+        self.items = [measured.item(key) for key, profile in self.current() if profile.is_usable]
+
+    def loading(self, values: Sequence[Valued]) -> Loading:
+        return Loading(
+            {worker.name: worker.memory_bytes_max for worker in self.workers},
+            self.makes,
+            {worker.name: set(self.before(worker).load) for worker in self.workers},
+            values,
+        )
 
     def before(self, worker: PlannedWorker) -> Assignment:
         return self._before.get(worker.name, Assignment())
 
     def current(self) -> Iterable[tuple[str, Profile]]:
         """Profiles of what can be made here, of the models as they are now, by ``variant@group``."""
-        for variant, model in self.made.items():
-            profile = self.profiles.get(f"{variant}@{self.name}")
-            if profile is not None and profile.digest == model.digest:
-                yield profile.key, profile
+        for variant in self.made:
+            known = self._measured.current.get(key := f"{variant}@{self.name}")
+            if known is not None:
+                yield key, known[0]
 
 
-def _place(
-    group: _Group,
-    values: Sequence[Valued],
-    used: Set[str],
-    asked: Set[str],
-    allocated: Mapping[str, Sequence[str]],
-    quickest: Sequence[str],
-) -> dict[str, list[str]]:
-    """What each worker loads, the most valuable first. See the module for the rounds; ``asked``: tasks."""
-    load: dict[str, dict[str, Valued]] = {worker.name: {} for worker in group.workers}
-    free_bytes = {worker.name: worker.memory_bytes_max for worker in group.workers}
-    before = {worker.name: set(group.before(worker).load) for worker in group.workers}
-    copies: dict[str, int] = defaultdict(int)
-
-    def put(worker: str, value: Valued) -> bool:
-        of = value.item
-        known = load[worker]
-        if of.variant in known or of.memory_bytes > free_bytes[worker] or of.variant not in group.makes[worker]:
-            return False
-        if len(known) == LOADED_MAX:
-            return False
-        known[of.variant] = value
-        free_bytes[worker] -= of.memory_bytes
-        copies[of.variant] += 1
-        return True
-
-    def stay(value: Valued) -> None:
-        for worker in load:
-            if value.item.variant in before[worker]:
-                put(worker, value)
-
-    worthy = [value for value in values if value.worth is not Worth.NOTHING]
-    by_variant = {value.item.variant: value for value in values}
-    in_use = [value for value in values if value.item.key in used]
-    for value in in_use:
-        if value.item.model.task not in asked:
-            stay(value)
-    for worker in load:
-        for variant in allocated.get(worker, ()):
-            if variant in by_variant:
-                put(worker, by_variant[variant])
-    for variant in quickest if asked else ():
-        for worker in load:
-            put(worker, by_variant[variant])
-    for value in in_use:
-        stay(value)
-    for value in worthy:
-        if value.worth <= Worth.WANTED:
-            for worker in load:
-                put(worker, value)
-    for value in worthy:
-        if not copies[value.item.variant]:
-            variant = value.item.variant
-            any(put(w, value) for w in sorted(load, key=lambda w: (variant not in before[w], -free_bytes[w], w)))
-    for value in worthy:
-        for worker in load:
-            put(worker, value)
-    for value in values:
-        stay(value)
-    return {
-        worker: [
-            value.item.variant for value in sorted(known.values(), key=lambda v: (v.worth, v.rank, v.item.variant))
-        ]
-        for worker, known in load.items()
-    }
-
-
-def _quickest(group: _Group, default: Set[str], demand: Sequence[Demanded]) -> list[str]:
-    """What takes the least device time of all that does for a class of demand, that of the most asked for first.
-
-    While nothing is known to be asked for: of each task.
-    """
+def _keeping(
+    groups: Sequence[_Group], default: Set[str], demand: Sequence[Demanded], allocated: Mapping[str, Sequence[str]]
+) -> dict[str, set[str]]:
+    """By worker, what stays though the allocation has something else in mind: it alone is ready for some demand."""
+    ready: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        for worker in group.workers:
+            for variant in worker.ready:
+                ready[f"{variant}@{group.name}"].append(worker.name)
     of_task: dict[str, list[Item]] = defaultdict(list)
+    for group in groups:
+        for each in group.items:
+            if each.key in ready and each.model.key in default:
+                of_task[each.model.task].append(each)
+    keeping: dict[str, set[str]] = defaultdict(set)
+    for asked in demand:
+        floor, latency_ms = (0.0 if asked.degrades else asked.accuracy_min), asked.latency_ms or inf
+        able = [
+            each for each in of_task[asked.task] if each.point.accuracy >= floor and each.point.latency_ms <= latency_ms
+        ]
+        is_served = any(
+            each.variant in allocated.get(worker, ()) or each.variant in keeping[worker]
+            for each in able
+            for worker in ready[each.key]
+        )
+        if able and not is_served:
+            best = min(able, key=lambda each: (each.point.cost, each.key))
+            keeping[ready[best.key][0]].add(best.variant)
+    return keeping
+
+
+def _quickest(group: _Group, default: Set[str]) -> list[str]:
+    """Of each task, what takes the least device time."""
+    found: dict[str, str] = {}
     for each in sorted(group.items, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant)):
         if each.model.key in default:
-            of_task[each.model.task].append(each)
-    asked = [(each.task, 0.0 if each.degrades else each.accuracy_min, each.rows_per_second) for each in demand]
-    rates: dict[str, float] = defaultdict(float)
-    for task, floor, rate in asked or [(task, 0.0, 0.0) for task in sorted(of_task)]:
-        quickest = next((each for each in of_task.get(task, ()) if each.point.accuracy >= floor), None)
-        if quickest is not None:
-            rates[quickest.variant] += rate
-    return sorted(rates, key=lambda variant: (-rates[variant], variant))
+            found.setdefault(each.model.task, each.variant)
+    return sorted(found.values())
 
 
 def _spread(group: _Group, default: Set[str]) -> dict[str, list[str]]:
@@ -605,7 +584,9 @@ def _by_name(model: str) -> str:
     return f"the model {model}"
 
 
-def _choices(situation: Situation, default: Set[str], named: Set[str] = frozenset()) -> list[placement.Choice]:
+def _choices(
+    situation: Situation, measured: Measured, default: Set[str], named: Set[str] = frozenset()
+) -> list[placement.Choice]:
     """What can serve tasks and models, on all groups that there are or could be, at the speed that it has of late.
 
     Args:
@@ -613,34 +594,14 @@ def _choices(situation: Situation, default: Set[str], named: Set[str] = frozense
         named: versions that are asked for by their names.
     """
     groups = situation.scaling.keys() | {worker.group for worker in situation.workers}
+    slowness = {group: round(max(1.0, situation.slowness.get(group, 1.0)), 1) for group in groups}
     found = []
-    for profile in situation.profiles.values():
-        model = situation.models.get(split_variant(profile.variant)[0])
-        if model is None or model.key not in default | named or profile.group not in groups:
-            continue
-        if profile.digest == model.digest and profile.is_usable:
-            of = item(profile, model, situation.corrections.get(profile.variant))
-            slowness = round(max(1.0, situation.slowness.get(profile.group, 1.0)), 1)
-            choice = choice_of(of, profile, slowness)
+    for key, (profile, model) in measured.current.items():
+        if profile.group in groups and profile.is_usable and (model.key in default or model.key in named):
+            choice = measured.choice(key, slowness[profile.group])
             found += [choice] if model.key in default else []
             found += [replace(choice, task=_by_name(model.key))] if model.key in named else []
     return found
-
-
-def choice_of(of: Item, profile: Profile, slowness: float = 1.0) -> placement.Choice:
-    """As the placement takes it; ``slowness``: so many times slower than its profile."""
-    batches = profile.batches
-    return placement.Choice(
-        of.variant,
-        of.model.task,
-        profile.group,
-        of.point.accuracy,
-        tuple(batch.batch_size for batch in batches),
-        tuple(batch.p50_ms * slowness for batch in batches),
-        tuple(batch.p99_ms * slowness for batch in batches),
-        of.memory_bytes / 2**20,
-        profile.load_ms,
-    )
 
 
 def _reasons(
@@ -671,10 +632,3 @@ def _in_order(load: Sequence[str], first: Sequence[str], before: Assignment | No
     known = before.load if before is not None else ()
     places = {variant: place for place, variant in enumerate(dict.fromkeys((*known, *first, *load)))}
     return tuple(sorted(load, key=lambda variant: (variant not in first, places[variant])))
-
-
-def variants(model: ModelVersion, builders: Sequence[tuple[str, str]]) -> list[str]:
-    """The variants of a model that these builders can make."""
-    names = [builder for format_name, builder in builders if format_name == model.format]
-    exits = ["", *(f".exit{number}" for number in range(1, model.exits))]
-    return [f"{model.key}/{name}{exit}" for name in names for exit in exits]

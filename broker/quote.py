@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from broker.measured import choice_of
 from broker.placement_model import INF, Choice, Demand, Key, row_ms
-from broker.planner import choice_of
 from broker.sizing import DEFAULT, MISSING, Limits, Options, Sizing, size
 from broker.worth import answering, item
 from modelless.messages import Correction, Labels, ModelVersion, OnMiss, Prefer, Profile, split_variant

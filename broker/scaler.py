@@ -19,9 +19,11 @@ not measured yet needs one worker that measures it.
 **What cannot be had.** A group whose workers do not come, for much longer than they usually take, or that cannot be
 started, counts as many times dearer for a while, so that others are taken where there are others.
 
-**Head-room** for bursts is the sizing's (:mod:`broker.sizing`), with the burstiness that the demand of the last
-minutes had: the variance of its work over what it would be if queries came one by one, independently. It is looked at
-with less than there should be, and sized with all of it, so that noise orders nobody.
+**Bursts** are over before a worker that was ordered for them has started; capacity for them has to be there.
+:mod:`broker.bursts` tells what rises and is gone again within ``scale_down_ms`` from what stays; it is sized for what
+stays with the usual bursts, or for what is asked for now if that is more than usual. **Head-room** for queries that
+happen to come together is the sizing's (:mod:`broker.sizing`). It is looked at with less than there should be, and
+sized with all of it, so that noise orders nobody.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from math import exp, inf
 from typing import NamedTuple
 
 from broker import sizing
-from broker.demand import MEMORY_MS as RATE_MEMORY_MS
+from broker.bursts import Bursts
 from broker.demand import Key as Class
 from broker.demand import class_key
 from broker.placement_model import Choice, Demand
@@ -54,9 +56,6 @@ DRAIN_MS = 2_000.0
 STRESS_MAX = 3.0
 TRICKLE_ROWS = 0.01
 """A second: what was asked for lately, and is not now."""
-BURSTINESS_MS = 120_000.0
-"""Time constant of forgetting."""
-BURSTINESS_MAX = 10.0
 MIX_GAIN_MIN = 0.1
 """Another mixture of groups must cost less by this share."""
 MIX_INTERVAL_MS = 30_000.0
@@ -156,7 +155,7 @@ class Scaler:
         self._scale_down_ms, self._idle_ms = scale_down_ms, idle_ms
         self._options, self._size = options, size
         self._orders: dict[str, _Order] = {}
-        self._demand = _History(scale_down_ms, idle_ms)
+        self._demand = _History(scale_down_ms, idle_ms, options.headroom)
         self._solved_by: object = None
         self._solved_for: dict[str, float] = {}
         self._solve_ms = -inf
@@ -186,6 +185,12 @@ class Scaler:
                 order.is_inherited = target.workers > 0
                 self._orders[name] = order
 
+    def remember(
+        self, demands: Sequence[Demand], choices: Sequence[Choice], prices: Mapping[str, float], now_ms: float
+    ) -> None:
+        """What was asked for before anybody decided; in order of time, and nothing after the first :meth:`decide`."""
+        self._demand.hear(demands, choices, prices, now_ms)
+
     def decide(
         self, demands: Sequence[Demand], choices: Sequence[Choice], groups: Sequence[ScaledGroup], now_ms: float
     ) -> Set[str]:
@@ -200,7 +205,7 @@ class Scaler:
         for group in groups:
             self._follow(group, now_ms)
         prices = {group.name: group.scaling.price_per_hour for group in groups}
-        self._demand.hear(demands, _usd_of(choices, prices), now_ms)
+        self._demand.hear(demands, choices, prices, now_ms)
         if any(not group.is_fixed for group in groups) and self._is_due(demands, choices, groups, now_ms):
             self._solve_ms = now_ms + SIZE_INTERVAL_MS
             self._solved_for = _rates(demands)
@@ -452,10 +457,14 @@ class Scaler:
 
 
 class _History:
-    """What was asked for: now, of late at the most, and before it was forgotten."""
+    """What was asked for: now, of late at the most, and before it was forgotten.
 
-    def __init__(self, scale_down_ms: float, idle_ms: float) -> None:
-        self._window_ms, self._idle_ms = scale_down_ms, idle_ms
+    Args:
+        headroom: of the sizing, standard deviations.
+    """
+
+    def __init__(self, scale_down_ms: float, idle_ms: float, headroom: float) -> None:
+        self._window_ms, self._idle_ms, self._headroom = scale_down_ms, idle_ms, headroom
         self._asked: dict[Class, tuple[Demand, float]] = {}
         """By class, as it was asked last, and when."""
         self._now: dict[Class, float] = {}
@@ -464,23 +473,22 @@ class _History:
         """Over about half of the window."""
         self._loads: deque[tuple[float, float]] = deque()
         """(time, USD a second at the least) of what was asked for, the most of it first."""
-        self._usd: Mapping[str, float] = {}
+        self._bursts = Bursts(scale_down_ms, headroom)
+        self._costs = _Costs()
         self._heard_ms: float | None = None
-        self._began_ms = 0.0
-        self._mean = self._square = 0.0
-        self.burst = 1.0
 
     @property
     def is_asked(self) -> bool:
         """Anything, now."""
         return any(self._now.values())
 
-    def hear(self, demands: Sequence[Demand], usd: Mapping[str, float], now_ms: float) -> None:
-        """Args: usd: what a row of each task costs at the least."""
-        if self._heard_ms is None:
-            self._heard_ms = self._began_ms = now_ms
-        passed_ms, self._heard_ms = now_ms - self._heard_ms, now_ms
-        self._usd = usd
+    def hear(
+        self, demands: Sequence[Demand], choices: Sequence[Choice], prices: Mapping[str, float], now_ms: float
+    ) -> None:
+        """Args: choices, prices: what serves it, and what workers cost."""
+        passed_ms = now_ms - self._heard_ms if self._heard_ms is not None else 0.0
+        self._heard_ms = now_ms
+        self._costs.update(choices, prices)
         self._now = {}
         for demand in demands:
             key = class_key(demand.task, demand.latency_ms, demand.accuracy_min, demand.prefer, demand.degrades)
@@ -498,36 +506,44 @@ class _History:
         self._loads.append((now_ms, load))
         while self._loads[0][0] < now_ms - self._window_ms:
             self._loads.popleft()
-        self._measure(load, passed_ms, now_ms)
-
-    def _measure(self, load: float, passed_ms: float, now_ms: float) -> None:
-        """Burstiness: variance of the work beside that of queries that come one by one."""
-        kept = exp(-passed_ms / BURSTINESS_MS)
-        self._mean = kept * self._mean + (1 - kept) * load
-        self._square = kept * self._square + (1 - kept) * load * load
-        seen = 1 - exp((self._began_ms - now_ms) / BURSTINESS_MS)
-        alone = sum(rate * self._usd.get(key[0], 0.0) ** 2 for key, rate in self._now.items())
-        if seen > 0.1 and alone > 0:
-            mean = self._mean / seen
-            variance = max(0.0, self._square / seen - mean * mean)
-            self.burst = min(BURSTINESS_MAX, max(1.0, 2 * RATE_MEMORY_MS / 1000 * variance / alone))
+        self._bursts.hear(load, now_ms)
 
     def now(self, times: float) -> list[Demand]:
-        """What is asked for, and a trickle of what was."""
-        return self._demands(self._now, times)
+        """What is asked for, or what stays of it with the usual bursts; and a trickle of what was."""
+        usual = self._bursts.usual()
+        load = self._load(self._now)
+        if usual is None or load > usual.ordinary:
+            return self._demands(self._now, times)
+        return self._steady(usual.mean, usual.swing, times)
 
     def held(self, times: float) -> list[Demand]:
-        """As much work as was asked for at the most in the window, divided as it was on the whole."""
-        shape = {key: max(rate, self._now.get(key, 0.0)) for key, rate in self._slow.items()}
-        load = self._load(shape)
-        return self._demands(shape, times * (self._loads[0][1] / load if load > 0 else 1.0))
+        """As much work as was asked for at the most in the window, or now."""
+        usual = self._bursts.usual()
+        most = self._loads[0][1]
+        if usual is None or most > usual.ordinary:
+            shape = {key: max(rate, self._now.get(key, 0.0)) for key, rate in self._slow.items()}
+            load = self._load(shape)
+            return self._demands(shape, times * (most / load if load > 0 else 1.0))
+        return self._steady(usual.mean, usual.swing, times)
+
+    def _steady(self, mean: float, swing: float, times: float) -> list[Demand]:
+        """So much work, divided as it was on the whole, with swings as if they were chance of as much variance."""
+        load = self._load(self._slow)
+        scale = mean / load if load > 0 else 1.0
+        chance = sum(
+            scale * rate * self._costs.usd(of) ** 2 / (of.latency_ms / 1000)
+            for key, rate in self._slow.items()
+            if (of := self._asked[key][0]).latency_ms <= sizing.LATENCY_MS_MAX
+        )
+        burst = 1 + (swing / self._headroom) ** 2 / chance if chance > 0 and self._headroom > 0 else 1.0
+        return self._demands(self._slow, times * scale, burst)
 
     def _load(self, rates: Mapping[Class, float]) -> float:
-        return sum(rate * self._usd.get(key[0], 0.0) for key, rate in rates.items())
+        return sum(rate * self._costs.usd(self._asked[key][0]) for key, rate in rates.items())
 
-    def _demands(self, rates: Mapping[Class, float], times: float) -> list[Demand]:
+    def _demands(self, rates: Mapping[Class, float], times: float, burst: float = 1.0) -> list[Demand]:
         return [
-            replace(of, rows_per_s=max(times * rates.get(key, 0.0), TRICKLE_ROWS), burst=self.burst)
+            replace(of, rows_per_s=max(times * rates.get(key, 0.0), TRICKLE_ROWS), burst=burst)
             for key, (of, _) in self._asked.items()
         ]
 
@@ -539,12 +555,32 @@ def _rates(demands: Sequence[Demand]) -> dict[str, float]:
     return rates
 
 
-def _usd_of(choices: Sequence[Choice], prices: Mapping[str, float]) -> dict[str, float]:
-    """By task, what a row costs at the least, in large batches; where nothing has a price, the device's time."""
-    least: dict[str, float] = {}
-    priced = any(price > 0 for price in prices.values())
-    for choice in choices:
-        ms = min(p50_ms / size for size, p50_ms in zip(choice.sizes, choice.p50_ms, strict=True))
-        usd = ms * (prices.get(choice.group, 0.0) if priced else 1.0)
-        least[choice.task] = min(usd, least.get(choice.task, inf))
-    return least
+class _Costs:
+    """What a row of a class costs at the least, in large batches: USD, or device time where nothing has a price."""
+
+    def __init__(self) -> None:
+        self._choices: Sequence[Choice] = ()
+        self._prices: Mapping[str, float] = {}
+        self._of_task: dict[str, list[tuple[float, Choice]]] = {}
+        self._known: dict[tuple[str, float, float], float] = {}
+
+    def update(self, choices: Sequence[Choice], prices: Mapping[str, float]) -> None:
+        if choices == self._choices and prices == self._prices:
+            return
+        self._choices, self._prices = choices, prices
+        self._known, self._of_task = {}, {}
+        priced = any(price > 0 for price in prices.values())
+        for choice in choices:
+            ms = min(p50_ms / size for size, p50_ms in zip(choice.sizes, choice.p50_ms, strict=True))
+            usd = ms * (prices.get(choice.group, 0.0) if priced else 1.0)
+            self._of_task.setdefault(choice.task, []).append((usd, choice))
+
+    def usd(self, of: Demand) -> float:
+        """Of what can answer it in time; of anything, if nothing can; 0: nobody knows."""
+        floor = 0.0 if of.degrades else of.accuracy_min
+        key = of.task, of.latency_ms, floor
+        if key not in self._known:
+            own = self._of_task.get(of.task, ())
+            able = [usd for usd, choice in own if choice.accuracy >= floor and choice.p99_ms[0] <= of.latency_ms]
+            self._known[key] = min(able or [usd for usd, _ in own], default=0.0)
+        return self._known[key]

@@ -185,7 +185,10 @@ class _Asked:
             able,
             [Group(g.name, g.memory_mb, g.price_per_hour, {"": frozenset()}) for g in groups if g.workers_max],
             placement_model.Options(
-                classes_max=options.classes_max, candidates_max=len(able), runs_per_latency=options.runs_per_latency
+                classes_max=options.classes_max,
+                candidates_max=len(able),
+                runs_per_latency=options.runs_per_latency,
+                runs_alone=1.0,
             ),
         )
         self.classes = problem.classes

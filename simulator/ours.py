@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
+from broker.demand import DemandMeter
 from broker.demand import total as total_demand
 from broker.devices import Worker
 from broker.intake import set_deadlines
@@ -30,6 +31,7 @@ from workers.device_queue import Answer, DeviceQueue, Run, Tell
 PLAN_INTERVAL_MS = 500.0
 STATE_INTERVAL_MS = 500.0
 JUDGE_INTERVAL_MS = 100.0
+LOOK_INTERVAL_MS = 1000.0
 LATENCY_MS_DEFAULT = 30_000.0
 SOLVE_S_MAX = 5.0
 """The planner gets more real time than beside a fleet, so that what it finds does not depend on this machine."""
@@ -325,12 +327,18 @@ class Ours:
     Args:
         brokers: queries are dealt to so many in turn, as if by partitions.
         topic_weights: as in the configuration.
+        before: queries that came before time 0: what was asked for until then is known, as by who goes on all day.
     """
 
     name = "ours"
 
-    def __init__(self, brokers: int = 1, topic_weights: Mapping[str, float] | None = None) -> None:
-        self._brokers, self.topic_weights = brokers, topic_weights
+    def __init__(
+        self,
+        brokers: int = 1,
+        topic_weights: Mapping[str, float] | None = None,
+        before: Sequence[SimulatedQuery] = (),
+    ) -> None:
+        self._brokers, self.topic_weights, self._before = brokers, topic_weights, before
 
     def start(self, world: World) -> None:
         self.world = world
@@ -345,9 +353,20 @@ class Ours:
         self.brokers = [_Broker(self, number) for number in range(self._brokers)]
         for device in world.devices.values():
             self.back(device)
+        self._remember()
         self._plan_often()
         self._judge_often()
         self._tell_often()
+
+    def _remember(self) -> None:
+        """What was asked for before, told once a second."""
+        meter, leader, look_ms = DemandMeter(), self.brokers[0].core, -INF
+        for query in self._before:
+            if query.arrival_ms >= look_ms + LOOK_INTERVAL_MS:
+                look_ms = query.arrival_ms
+                self._planner.remember(leader.situation(0.0, {}, meter.rates(look_ms), self._scaling(0.0)), look_ms)
+            entry = self.entry(query, RecordId(TOPIC, 0, 0))
+            meter.add(entry.query, query.latency_ms_max, self.world.portfolio.floor(query), 1)
 
     def name_of(self, variant: str, group: str) -> str:
         """Our name of one of the portfolio's variants."""

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import placement
+from broker.loading import LOADED_MAX
+from broker.measured import variants
 from broker.planner import (
     ABSENCE_MS_MAX,
     IN_USE_MS,
-    LOADED_MAX,
     REASONS_MAX,
     REMEASURE_PATIENCE_MS,
     REMEASURE_PERIOD_MS,
@@ -24,7 +25,6 @@ from broker.planner import (
     PlannedWorker,
     Planner,
     Situation,
-    variants,
 )
 from broker.scaler import Scaling
 from modelless.messages import (
@@ -337,6 +337,21 @@ def test_who_needs_accuracy_has_the_quickest_that_is_accurate_everywhere() -> No
     asks = Demanded("t", 1000.0, 0.8, "cost", False, 1.0)
     loads = [each.load for each in Play(models, profiles, workers).next(demand=[asks]).values()]
     assert loads == [("slow:1/onnx-fp32",)] * 3
+
+
+def test_the_last_that_is_ready_stays_until_something_else_is() -> None:
+    """The demand grows: another variant is worth the room, but until it is loaded somebody has to answer."""
+    models = [model("quick"), model("slow")]
+    profiles = [ready(models[0], 60, accuracy=0.9, ms=1.0), ready(models[1], 60, accuracy=0.9, ms=50.0)]
+    quick, slow = (f"{each.key}/onnx-fp32" for each in models)
+    asks = Demanded("t", 1000.0, 0.8, "cost", False, 500.0)
+    has_slow, empty = replace(worker(), ready=frozenset({slow})), worker("cpu-1")
+    play = Play(models, profiles, [has_slow, empty])
+    loads = play.next(demand=[asks])
+    assert (loads["cpu-0"].load, loads["cpu-1"].load) == ((slow,), (quick,))
+    both = [has_slow, replace(empty, ready=frozenset({quick}))]
+    loads = play.next(1.0, workers=both)
+    assert (loads["cpu-0"].load, loads["cpu-1"].load) == ((quick,), (quick,))
 
 
 def test_while_nothing_is_asked_for_what_is_quick_is_loaded_first_and_other_tasks_on_other_workers() -> None:

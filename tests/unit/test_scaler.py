@@ -211,6 +211,54 @@ def test_one_more_peak_within_the_while_keeps_all() -> None:
         assert fleet.wanted() == most
 
 
+def test_bursts_that_are_soon_over_order_nobody_once_they_are_known() -> None:
+    fleet = Fleet()
+    orders = set()
+    for number in range(8):
+        for rows_per_s, seconds in ((200.0, 110), (320.0, 10)):
+            fleet.ask(rows_per_s)
+            for _ in range(seconds):
+                fleet.run(1)
+                orders |= {fleet.wanted()} if number > 3 else set()
+    assert len(orders) == 1, "the same number, burst or not"
+    assert 320 / 90 < orders.pop() <= 6, "which has room for them"
+
+
+def test_a_rise_beyond_the_usual_bursts_is_answered_at_once() -> None:
+    fleet = Fleet()
+    for _ in range(6):
+        for rows_per_s, seconds in ((200.0, 60), (320.0, 10)):
+            fleet.ask(rows_per_s)
+            fleet.run(seconds)
+    fleet.ask(800.0)
+    fleet.tick()
+    assert fleet.wanted() >= 800 / 90
+
+
+def test_a_rise_within_the_usual_bursts_is_answered_when_it_lasts() -> None:
+    fleet = Fleet()
+    for _ in range(6):
+        for rows_per_s, seconds in ((200.0, 110), (320.0, 10)):
+            fleet.ask(rows_per_s)
+            fleet.run(seconds)
+    fleet.run(110)
+    fleet.ask(340.0)
+    fleet.run(150)
+    assert fleet.wanted() >= 5
+
+
+def test_what_was_asked_for_before_the_first_look_is_known_at_it() -> None:
+    scaler = Scaler(60_000.0, 300_000.0)
+    fleet = Fleet(scaler=scaler)
+    fleet.now_ms = 300_000.0
+    for second in range(300):
+        rows_per_s = 320.0 if second % 60 < 10 else 200.0
+        scaler.remember([Demand("t", 1000.0, 0.0, rows_per_s)], [choice()], {"g": 1.0}, 1000.0 * second)
+    fleet.ask(200.0)
+    fleet.tick()
+    assert fleet.wanted() > 320 / 90
+
+
 def test_to_zero_only_when_nobody_has_asked_for_long() -> None:
     fleet = Fleet()
     fleet.ask(80.0)

@@ -1,0 +1,100 @@
+"""Which variants get the memory that the demand leaves, so that nobody waits: how much one more copy helps. Pure.
+
+The placement sees to it that there is time enough for what is asked for on the mean. A query also needs one of the
+workers that have something for it to be free in time. Where *n* have, each busy for a share *u* of the time, and the
+query can wait for *d* runs, none of them is in time with a chance of about ``q ** n``, ``q = u exp(-(1 - u) d)`` (as
+waiting times of M/M/n have exponential tails; Kleinrock: "Queueing Systems I", 1975, section 3.5); what keeps several
+workers busy by itself counts its copies by these. With copies of several variants, on whatever groups, the chances
+multiply. So one more copy of a variant helps, of all classes of demand that it does for::
+
+    sum over classes of  rate (1 - q) product of the q of all copies that there are
+
+What is asked for rarely but in a hurry gets its second and third copy before what is asked for often gets its tenth,
+and nothing gets one on a group for what another group does well. The copy that helps most for its memory is next; the
+gain is submodular, so that this greedy choice is near the best one (Nemhauser, Wolsey, Fisher: "An analysis of
+approximations for maximizing submodular set functions", 1978), and only the first of the heap is looked at anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heapreplace
+from math import exp, inf, log2
+from typing import NamedTuple
+
+from broker.worth import Item
+from modelless.messages import Demanded
+
+BUSY = 0.8
+"""Share of the time that workers run something."""
+KEEP = 4.0
+"""Times a new copy's gain must exceed that of one that is loaded."""
+GAIN_MIN = 1e-4
+"""Rows a second: less is not worth a load."""
+
+
+class Offer(NamedTuple):
+    """A variant on a group that has workers."""
+
+    item: Item
+    copies: int
+    """That are to be there already."""
+    before: int
+    """That were there."""
+
+
+def spread(offers: Sequence[Offer], demand: Sequence[Demanded], put: Callable[[Item], bool]) -> None:
+    """Put one copy after another where it helps most.
+
+    Args:
+        offers: what may answer for its task.
+        put: load one more copy of it somewhere; False: nobody has the room.
+    """
+    asked: dict[str, list[tuple[int, float, float, float]]] = defaultdict(list)
+    known = [
+        (each.task, 0.0 if each.degrades else each.accuracy_min, each.latency_ms or inf, each.rows_per_second)
+        for each in demand
+    ]
+    for number, (task, floor, latency_ms, rate) in enumerate(known):
+        rounded = 2.0 ** round(log2(max(rate, 1e-6)))  # small changes move nothing
+        asked[task].append((number, floor, latency_ms, rounded))
+    rates = [0.0] * len(known)
+    alone = [1.0] * len(known)
+    """By class, how likely it is that nobody is in time."""
+    serves: list[list[tuple[int, float]]] = []
+    for of in offers:
+        own, (accuracy, ms, _) = [], of.item.point
+        for number, floor, latency_ms, rate in asked.get(of.item.model.task, ()):
+            rates[number] = rate
+            if accuracy >= floor and ms <= latency_ms:
+                runs = (latency_ms - ms) / max(ms, 1e-3)
+                late = (BUSY * exp(-(1 - BUSY) * runs)) ** (1 / (1 + rate * ms / 1000))
+                own.append((number, late))
+                alone[number] *= late**of.copies
+        serves.append(own)
+    copies = [of.copies for of in offers]
+
+    def gain(at: int) -> float:
+        found = sum(rates[number] * alone[number] * (1 - late) for number, late in serves[at])
+        return found if found < GAIN_MIN or copies[at] >= offers[at].before else KEEP * found
+
+    def place(at: int) -> tuple[float, float, str, int]:
+        of = offers[at].item
+        return -gain(at) / max(1, of.memory_bytes), of.point.cost, of.key, at
+
+    heap = [place(at) for at, own in enumerate(serves) if own]
+    heapify(heap)
+    while heap:
+        top = heap[0]
+        at = top[-1]
+        now = place(at)
+        if now > top:  # it helps less than it did
+            heapreplace(heap, now)
+        elif gain(at) < GAIN_MIN or not put(offers[at].item):
+            heappop(heap)
+        else:
+            copies[at] += 1
+            for number, late in serves[at]:
+                alone[number] *= late
+            heapreplace(heap, place(at))
