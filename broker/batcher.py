@@ -5,7 +5,8 @@ are padded to (:mod:`modelless.padding`). A batch leaves when a device has room 
 the device is busy and a lone query is never kept waiting for company. Its size is the largest that is useful (beyond
 some size throughput stops growing), whose predicted end still meets the deadline at the head of the queue, and that
 does not block the device for too long beside the shortest latency that anybody asked of the group lately: a batch
-cannot be interrupted (:meth:`broker.groups.Group.block_ms`).
+cannot be interrupted (:meth:`broker.groups.Group.block_ms`). Where devices have long been in demand it may
+(:meth:`broker.prices.Prices.scarcity`).
 
 What belongs to a topic that is ahead of its share (:mod:`broker.fairness`) waits behind all others, by deadline too.
 What has no deadline waits in a queue of its own (:class:`OfflineQueue`), and nobody else sees it: it runs where a

@@ -645,7 +645,7 @@ class Core:
                 if not worker.has_room(now_ms):
                     free.remove(worker)
                 continue
-            start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
+            start_ms, block_ms = worker.start_ms(now_ms), self._block_ms(group, queue, now_ms)
             if len(queues) > 1 and not self.catalog.labels:
                 dated = [each for each in queues if not each.is_offline]
                 queue = gathered(queue, dated, worker, start_ms, block_ms, self.catalog, self._prices)
@@ -662,10 +662,19 @@ class Core:
             if not worker.has_room(now_ms):
                 free.remove(worker)
 
+    def _block_ms(self, group: Group, queue: VariantQueue, now_ms: float) -> float:
+        """How long a batch may block a device.
+
+        The longer it will be in demand, the more of those that would have to wait for it would be given up anyway.
+        """
+        of = queue.candidate
+        plenty = 1.0 - self._prices.scarcity(of.group, of.team, queue.head.account)
+        return group.block_ms(now_ms) / plenty if plenty > 0.0 else NEVER
+
     def _cut(self, queue: VariantQueue, worker: Worker, start_ms: float, block_ms: float) -> Cut:
         """What of a queue a worker runs next."""
         of = queue.candidate
-        others_ms = [peer.room_ms for peer in self._ready_workers(of.variant, of.group) if peer is not worker]
+        others_ms = [peer.ends_ms for peer in self._ready_workers(of.variant, of.group) if peer is not worker]
         price = self._prices.of(of.group, of.team, queue.head.account)
         return best_cut(queue, start_ms, block_ms, min(others_ms, default=NEVER), price)
 
@@ -677,7 +686,7 @@ class Core:
         queue = joining(group, candidate, call, self.catalog)
         if queue is None:
             return
-        start_ms, block_ms = worker.start_ms(now_ms), group.block_ms(now_ms)
+        start_ms, block_ms = worker.start_ms(now_ms), self._block_ms(group, queue, now_ms)
         rows = min(batch_rows(queue, start_ms, block_ms), call.rows)
         if rows:
             self._send(worker, queue, queue.take(rows, start_ms), block_ms, now_ms)

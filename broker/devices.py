@@ -13,9 +13,11 @@ from modelless.frames import Backlog
 from modelless.messages import RecordId
 
 LEAD_MS = 2.0
-"""So long before a device is predicted to be idle it gets its next batch; sooner, that would be a smaller one."""
+"""At most so long before a device is predicted to be idle it gets its next batch: the sooner, the smaller is that."""
 LEAD_SHARE = 0.2
 """Of the batch that runs, if that is more: it may end so much sooner than predicted."""
+LAG_WEIGHT = 0.25
+"""Of the last outcome in what is believed of how long outcomes take."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,8 +83,8 @@ class Worker:
     batch that has not begun, which waits for whatever comes."""
     ran_ms: float = 0.0
     """When the device had run all that is settled, by our reckoning."""
-    lag_ms: float = 0.0
-    """From then to its outcome's arrival, when its device had nothing else to do before."""
+    lag_ms: float | None = None
+    """From then to its outcome's arrival, when its device had nothing else to do before; None: not seen yet."""
     heard_ms: float = -NEVER
     """When it told of the end of a run last."""
     overdue_ms: float = NEVER
@@ -105,7 +107,7 @@ class Worker:
     def told(self, backlog: Backlog, now_ms: float) -> None:
         """What the device has to do; what was sent after the batch that the worker names comes on top."""
         self.is_shared, self.others_ms, self.is_next = True, backlog.others_ms, backlog.is_next
-        self.lead_ms = _lead_ms(backlog.ends_in_ms)
+        self.lead_ms = self._lead_ms(backlog.ends_in_ms)
         sent_ms = sum([sent.cost_ms for sent in self._counting if sent.batch > backlog.batch])
         self.ends_ms = now_ms + backlog.ends_in_ms + sent_ms
         self._changed()
@@ -149,8 +151,9 @@ class Worker:
         was_idle = sent.sent_ms >= self.ran_ms
         self.ran_ms = max(self.ran_ms, sent.sent_ms) + execute_ms
         if was_idle and execute_ms:
-            self.lag_ms = max(now_ms - self.ran_ms, 0.0)
-        self.ran_ms = min(max(self.ran_ms, now_ms - self.lag_ms), now_ms)
+            lag_ms = max(now_ms - self.ran_ms, 0.0)
+            self.lag_ms = lag_ms if self.lag_ms is None else self.lag_ms + LAG_WEIGHT * (lag_ms - self.lag_ms)
+        self.ran_ms = min(max(self.ran_ms, now_ms - (self.lag_ms or 0.0)), now_ms)
         if not self.is_shared:
             self.ends_ms = self.ran_ms + self.unsettled_ms
         self._changed()
@@ -199,12 +202,22 @@ class Worker:
         elif self.unsettled_ms >= self.window_ms:
             self.room_ms = NEVER
         else:
-            lead_ms = _lead_ms(self._counting[-1].cost_ms) if self.is_next else 0.0
-            self.room_ms = self.ends_ms - lead_ms
+            last = self._counting[-1]
+            lead_ms = self._lead_ms(last.cost_ms, last.margin_ms)
+            self.room_ms = self.ends_ms - (lead_ms if self.is_next else min(lead_ms, 0.0))
         self.room_offline_ms = NEVER if self._yielding is not None else self.room_ms
         self.on_change()
 
+    def _lead_ms(self, cost_ms: float, margin_ms: float = 0.0) -> float:
+        """How long before the predicted end of what runs the next batch leaves; below 0: so long after it.
 
-def _lead_ms(cost_ms: float) -> float:
-    """How long before the end of what takes so long the next batch may be sent."""
-    return max(LEAD_MS, LEAD_SHARE * cost_ms)
+        If that waits for the outcome, the device does so for ``lag_ms``, and no longer. If it does not, it is put
+        together sooner than need be, and without the ``margin_ms`` by which what runs may take longer. So where
+        outcomes come at once, it waits for them; where they take longer than the margin, it leaves as long before the
+        end.
+        """
+        most_ms = max(LEAD_MS, LEAD_SHARE * cost_ms)
+        if self.lag_ms is None:
+            return most_ms
+        lag_ms = min(self.lag_ms, most_ms)
+        return lag_ms - max(0.0, margin_ms - lag_ms)

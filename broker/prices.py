@@ -165,6 +165,13 @@ class Prices:
         level = self._levels.get((group, team, payer))
         return 0.0 if level is None else level.price
 
+    def scarcity(self, group: str, team: frozenset[str], payer: Hashable = None) -> float:
+        """What is learned of the price, without what the queue said: from 0 to 1, of the most that it may be."""
+        level = self._levels.get((group, team, payer))
+        if level is None or not level.learned or not level.range.scale:
+            return 0.0
+        return level.range.at(level.learned) / level.range.most
+
 
 def price_range(options: Iterable[tuple[float, float]]) -> PriceRange:
     """From (accuracy, device ms of a row) of what one task has loaded on a group."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from broker_builders import Bench, model, profile
 
+from broker.core import Send
 from broker.devices import LEAD_MS, Worker
 from modelless import frames
 
@@ -69,6 +70,48 @@ def test_what_follows_does_not_wait_for_replies_to_be_written() -> None:
     assert worker.outstanding_ms(31) == 0
 
 
+def test_the_next_batch_leaves_as_long_before_the_end_as_outcomes_take() -> None:
+    bench = Bench((model(), [profile(model(), curve=((1, 100.0),))]))
+    worker = bench.worker(M, window_ms=150)
+
+    def lead_ms(lag_ms: float | None, margin_ms: float) -> float:
+        """Once outcomes have taken so long, behind a batch that may take so much longer."""
+        bench.admit()
+        bench.poll(0.0)
+        worker.lag_ms, worker.front.margin_ms = lag_ms, margin_ms
+        worker.delay(worker.ends_ms)
+        found_ms = worker.ends_ms - worker.room_ms
+        worker.settle(worker.front.batch, 0.0, 0.0)
+        return found_ms
+
+    assert lead_ms(None, 10.0) == 20.0, "nobody knows yet"
+    assert lead_ms(12.0, 10.0) == 12.0
+    assert lead_ms(8.0, 10.0) == 6.0
+    assert lead_ms(0.0, 10.0) == -10.0, "the outcome is there as soon as the device is free"
+    assert lead_ms(500.0, 10.0) == 20.0, "something else was slow"
+
+
+def test_a_device_may_be_blocked_for_longer_where_it_has_long_been_in_demand() -> None:
+    lat_ms = {1: 10.0, 2: 12.0, 4: 16.0, 8: 24.0, 16: 40.0}
+    bench = Bench((model(), [profile(model(), curve=tuple(lat_ms.items()))]))
+    worker = bench.worker(M, window_ms=150)
+    rows: list[tuple[float, int]] = []
+    ends: list[tuple[float, frames.Batch]] = []
+    for now_ms in range(8000):
+        bench.admit(now_ms, latency_ms_max=50 if now_ms % 20 == 0 else 1000)
+        while ends and ends[0][0] <= now_ms:
+            bench.answer(worker, ends.pop(0)[1], now_ms)
+        for each in bench.poll(now_ms):
+            if isinstance(each, Send):
+                number = len(each.batch.items)
+                rows.append((now_ms, number))
+                size = next(size for size in lat_ms if size >= number)
+                ends.append((max(now_ms, ends[-1][0] if ends else 0.0) + lat_ms[size], each.batch))
+    early, late = ([number for at_ms, number in rows if low <= at_ms < high] for low, high in ((0, 500), (7000, 8000)))
+    assert max(early) == 8, "those in a hurry can wait for 33 ms"
+    assert sorted(late)[len(late) // 2] == 16, "0.4 rows a ms are all that it can do, and 1 is asked for"
+
+
 def test_what_was_lost_in_between_is_noticed() -> None:
     worker = with_batches(3, window_ms=100)
     worker.settle(1, 10, 11)
@@ -79,7 +122,7 @@ def test_what_was_lost_in_between_is_noticed() -> None:
 def test_a_batch_that_was_given_back_says_nothing_about_when_outcomes_come() -> None:
     worker = with_batches(2, window_ms=100)
     worker.settle(1, 0, 500)
-    assert (worker.lag_ms, worker.outstanding_ms(500)) == (0, 10)
+    assert (worker.lag_ms, worker.outstanding_ms(500)) == (None, 10)
 
 
 def test_frames_of_a_batch_that_is_settled_change_nothing() -> None:

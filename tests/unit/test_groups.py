@@ -27,7 +27,11 @@ def room_ms(worker: Worker) -> float:
         return -NEVER
     if sum(costs_ms) >= worker.window_ms:
         return NEVER
-    return worker.ends_ms - max(LEAD_MS, LEAD_SHARE * costs_ms[-1])
+    most_ms = max(LEAD_MS, LEAD_SHARE * costs_ms[-1])
+    if worker.lag_ms is None:
+        return worker.ends_ms - most_ms
+    lag_ms = min(worker.lag_ms, most_ms)
+    return worker.ends_ms - (lag_ms - max(0.0, [*worker.sent.values()][-1].margin_ms - lag_ms))
 
 
 def send_ms(group: Group) -> float:

@@ -136,6 +136,20 @@ def test_it_is_learned_what_keeps_the_wait_at_its_target() -> None:
     assert steady > seen(TARGET)
 
 
+def test_devices_are_scarce_by_what_is_learned_and_not_by_the_queue_of_the_moment() -> None:
+    prices = Prices({"g": RANGE})
+    assert prices.scarcity("g", TEAM) == 0.0
+    see(prices, 1.0, 0.0)
+    assert prices.scarcity("g", TEAM) == 0.0 < prices.of("g", TEAM)
+    see(prices, 1.0, LEARN_MS / 2)
+    assert prices.scarcity("g", TEAM) == pytest.approx(RANGE.at((1.0 - TARGET) / 2) / RANGE.most)
+    for number in range(4):
+        see(prices, 1.0, (number + 2) * LEARN_MS)
+    assert prices.scarcity("g", TEAM) == pytest.approx(1.0)
+    prices.put_ranges({})
+    assert prices.scarcity("g", TEAM) == 0.0, "nothing is loaded"
+
+
 def test_it_does_not_matter_how_many_ask() -> None:
     assert seen(*[0.6] * 11) == pytest.approx(seen(*[0.6] * 101, every_ms=10.0))
 
