@@ -41,15 +41,15 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 
 compile: $(COMPILED)  ## Compile the pure modules of a query's path, where there is a C compiler (a minute)
 
-$(COMPILED): $(INSTALLED) setup.py $(wildcard broker/*.py modelless/*.py workers/*.py)
+$(COMPILED): $(INSTALLED) setup.py $(wildcard broker/*.py modelless/*.py simulator/*.py workers/*.py)
 	@echo "compiling the pure modules (a minute; MODELLESS_COMPILE=0 leaves them as they are)"
-	@find broker modelless workers -name '*.so' -delete; rm -rf build
+	@find broker modelless simulator workers -name '*.so' -delete; rm -rf build
 	@$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/compile.log 2>&1 || { cat $(VENV)/compile.log; exit 1; }
 	@grep 'no C compiler' $(VENV)/compile.log || true
 	@touch $@
 
 source:  ## Remove what `make compile` made: run from source
-	find broker modelless workers -name '*.so' -delete
+	find broker modelless simulator workers -name '*.so' -delete
 	rm -f $(COMPILED)
 
 demo: $(COMPILED)  ## Train a family of models and serve real images through real Kafka (a few minutes)

@@ -1,4 +1,4 @@
-"""Compiles the pure modules that every query passes, with mypyc, where a C compiler is there.
+"""Compiles the pure modules that every query passes, and the simulator's loop, with mypyc, if there is a C compiler.
 
 Compiled or not, they are the same modules and decide the same (``tests/contract/test_compiled.py``); compiled, a
 decision takes about half the time (``docs/decisions/0004-compiled-modules.md``). ``MODELLESS_COMPILE=0`` leaves them as
@@ -46,6 +46,7 @@ COMPILED = (
     "broker/shadows.py",
     "broker/statistics.py",
     "broker/stragglers.py",
+    "broker/usage.py",
     "broker/usual.py",
     "broker/versions.py",
     "broker/view.py",
@@ -55,6 +56,9 @@ COMPILED = (
     "modelless/learned.py",
     "modelless/reply_template.py",
     "modelless/wire.py",
+    "simulator/ours.py",
+    "simulator/scenario.py",
+    "simulator/world.py",
     "workers/answered.py",
     "workers/bisect.py",
     "workers/credit.py",

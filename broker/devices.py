@@ -20,17 +20,9 @@ LAG_WEIGHT = 0.25
 """Of the last outcome in what is believed of how long outcomes take."""
 
 
-@dataclass(slots=True, eq=False)
 class Sent:
     """A batch that a worker has."""
 
-    batch: int
-    candidate: Candidate
-    entries: dict[RecordId, Entry]
-    """Those that are not settled."""
-    cost_ms: float
-    rows: int
-    worker: Worker
     sent_ms: float = 0.0
     margin_ms: float = 0.0
     """By so much it may well take longer."""
@@ -46,8 +38,21 @@ class Sent:
     """When the worker was asked to give back what has not started of it."""
     failed: bool = False
     """A run of it ended badly; the worker looks for who is to blame."""
-    others: dict[RecordId, Sent] = field(default_factory=dict)
-    """Of the queries that a second worker was sent too: the other batch."""
+
+    def __init__(
+        self,
+        batch: int,
+        candidate: Candidate,
+        entries: dict[RecordId, Entry],
+        cost_ms: float,
+        rows: int,
+        worker: Worker,
+    ) -> None:
+        """``entries``: those that are not settled."""
+        self.batch, self.candidate, self.entries = batch, candidate, entries
+        self.cost_ms, self.rows, self.worker = cost_ms, rows, worker
+        self.others: dict[RecordId, Sent] = {}
+        """Of the queries that a second worker was sent too: the other batch."""
 
     @property
     def table(self) -> LatencyTable:

@@ -43,16 +43,14 @@ class State(Enum):
     DONE = "done"
 
 
-@dataclass(slots=True, eq=False)
 class Source:
     """A record as it was read."""
 
-    record: RecordId
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    arrival_ms: float
-    """Its log time, in Kafka time."""
+    def __init__(
+        self, record: RecordId, key: bytes | None, value: bytes | None, headers: Headers, arrival_ms: float
+    ) -> None:
+        """``arrival_ms``: its log time, in Kafka time."""
+        self.record, self.key, self.value, self.headers, self.arrival_ms = record, key, value, headers, arrival_ms
 
     @property
     def size_bytes(self) -> int:
@@ -62,32 +60,18 @@ class Source:
         return size
 
 
-@dataclass(slots=True, eq=False)
 class Address:
     """Where and how the outcome of a record is told."""
 
-    id: str
-    topic: str
-    partition: int | None
-    form: Form
-    echo: tuple[tuple[str, bytes], ...] = ()
+    def __init__(
+        self, id: str, topic: str, partition: int | None, form: Form, echo: tuple[tuple[str, bytes], ...] = ()
+    ) -> None:
+        self.id, self.topic, self.partition, self.form, self.echo = id, topic, partition, form, echo
 
 
-@dataclass(slots=True, eq=False)
 class Entry:
     """One query on its way to its outcome."""
 
-    source: Source
-    query: Query
-    address: Address
-    rows: int
-    size_bytes: int
-    latency_deadline_ms: float | None
-    """Answered by then, or ``missed: [latency]``."""
-    deadline_ms: float | None
-    """Not started after this; None for ``on_miss: late``."""
-    give_up_ms: float | None
-    """Waits for a worker until then."""
     state: State = State.WAITING
     attempts: int = 0
     inputs: tuple[Tensor, ...] = ()
@@ -101,7 +85,7 @@ class Entry:
     """Its reply is to say why it was chosen as it was."""
     cancelled: bool = False
     """Somebody wants it dropped, but a worker has it."""
-    place: Any = None  # not `object`: mypyc has no such annotation for a dataclass
+    place: Any = None
     """The queue that it waits in, the batch that it was sent with, or None."""
     account: Account | None = None
     """Its topic's, where there are several to be fair to."""
@@ -113,6 +97,27 @@ class Entry:
     """It was charged to its tenant's quota, if there is one."""
     sent_ms: float = 0.0
     sort_key: tuple[float, int] = (0.0, 0)
+
+    def __init__(
+        self,
+        source: Source,
+        query: Query,
+        address: Address,
+        rows: int,
+        size_bytes: int,
+        latency_deadline_ms: float | None,
+        deadline_ms: float | None,
+        give_up_ms: float | None,
+    ) -> None:
+        """
+        Args:
+            latency_deadline_ms: answered by then, or ``missed: [latency]``.
+            deadline_ms: not started after this; None for ``on_miss: late``.
+            give_up_ms: waits for a worker until then.
+        """
+        self.source, self.query, self.address = source, query, address
+        self.rows, self.size_bytes = rows, size_bytes
+        self.latency_deadline_ms, self.deadline_ms, self.give_up_ms = latency_deadline_ms, deadline_ms, give_up_ms
 
     @property
     def record(self) -> RecordId:

@@ -98,7 +98,7 @@ class Quotas:
 
     def wake_ms(self, now_ms: float) -> float:
         """When the first that is held may be placed."""
-        return min((now_ms + each.wait_ms(now_ms) for each in self._buckets.values() if each.held), default=INF)
+        return min([now_ms + each.wait_ms(now_ms) for each in self._buckets.values() if each.held], default=INF)
 
     def released(self, now_ms: float) -> Iterator[Entry]:
         """Those held that may be placed now; each is to be placed before the next is asked for."""

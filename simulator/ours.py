@@ -125,6 +125,8 @@ class _Worker:
         """What the plan says."""
         self.ran: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """Batches since the last state, by our name of the variant."""
+        self._is_done = False
+        """It has loaded what the plan says, and nothing else."""
         self.leaves = False
         """The plan wants it to go: nothing new, and gone when what it holds is done."""
         self._alarm = _Alarm(ours.world, self._woke)
@@ -171,6 +173,7 @@ class _Worker:
             fitting = [variant for variant in missing if by_key[variant, device.group].memory_mb <= free_mb]
             if fitting:
                 world.load(device, fitting[0])
+        self._is_done = device.loaded == set(wanted)
         if gone:
             self.tell_state()
 
@@ -228,7 +231,7 @@ class _Worker:
             world.at(world.now_ms + world.reply_ms, lambda: self._published(run, unwanted))
         else:
             self._settled(run, unwanted)
-        if set(self.load) != {self.ours.name_of(v, self.device.group) for v in self.device.loaded}:
+        if not self._is_done:
             self.follow()
         self.kick()
 
@@ -272,8 +275,7 @@ class _Broker:
         queries.append(query)
         arrived = self.core.ledger.arrived(record)
         assert arrived
-        entry = self.ours.entry(query, record)
-        self.core.admit(entry, self.ours.world.now_ms)
+        self.core.admit(self.ours.entry(query, record), self.ours.world.now_ms)
         self.pump()
 
     def hear(self, worker: Worker, frame: frames.Frame) -> None:

@@ -214,10 +214,11 @@ def _tell(console: Console, reports: Sequence[Report], scenario: Scenario) -> No
     most = sum(spec.workers_max or spec.workers for spec in scenario.fleet)
     scaling = f" at first, {most} at most" if most > workers else ""
     last_s = scenario.queries[-1].arrival_ms / 1000
+    wall_s = sum(each.wall_s for each in reports)
     console.print(
         f"{len(scenario.queries):,} queries of {tasks} {'task' if tasks == 1 else 'tasks'} in {last_s:,.1f} s on "
         f"{workers} {'worker' if workers == 1 else 'workers'}{scaling}; seed {scenario.seed}; "
-        f"played in {sum(each.wall_s for each in reports):,.1f} s",
+        f"played in {wall_s:,.1f} s, {len(reports) * len(scenario.queries) / wall_s:,.0f} queries/s",
         highlight=False,
     )
     unknown = sorted(set(reports[0].tasks) - set(scenario.portfolio.by_task))

@@ -10,7 +10,7 @@ from simulator.collector import paused, spared
 from simulator.facts import GroupSpec, Placement, Portfolio, SimulatedQuery
 from simulator.world import Device, Fault, Load, Policy, Rental, Running, World
 
-_TOLD_EVERY = 4096
+_TOLD_EVERY = 256
 """Queries between two reports of progress."""
 
 

@@ -34,16 +34,17 @@ Z99 = 2.3263478740408408
 _DRAWS = 4096
 
 
-class PolicyError(AssertionError):
+class PolicyError(Exception):
     """A policy asked for what no device can do."""
 
 
-@dataclass(slots=True)
 class Running:
-    variant: VariantProfile
-    queries: Sequence[SimulatedQuery]
-    start_ms: float
-    end_ms: float
+    """A batch on a device."""
+
+    def __init__(
+        self, variant: VariantProfile, queries: Sequence[SimulatedQuery], start_ms: float, end_ms: float
+    ) -> None:
+        self.variant, self.queries, self.start_ms, self.end_ms = variant, queries, start_ms, end_ms
 
 
 @dataclass(slots=True, eq=False)

@@ -32,7 +32,7 @@ def pytest_sessionstart() -> None:
     """Refuse to test compiled modules that are not what their source says."""
     root = Path(__file__).parent.parent
     for library in (root / "modelless").glob("compiled__mypyc*.so"):  # the others only point to it
-        for folder in ("broker", "modelless", "workers"):
+        for folder in ("broker", "modelless", "simulator", "workers"):
             for module in (root / folder).glob("*.so"):
                 source = module.with_name(module.name.partition(".")[0] + ".py")
                 if source.exists() and source.stat().st_mtime > library.stat().st_mtime:

@@ -43,8 +43,8 @@ class Cap:
 
 def divide(cap_ms: float, demands: Mapping[Link, Demand | None], now_ms: float) -> dict[Link, float]:
     """Windows that add up to ``cap_ms``. ``now_ms`` is Kafka time, as the deadlines in ``demands`` are."""
-    if not demands:
-        return {}
+    if len(demands) < 2:
+        return dict.fromkeys(demands, cap_ms)
     floor_ms = cap_ms * FLOOR_SHARE / len(demands)
     urgencies = {link: _urgency(demand, now_ms) for link, demand in demands.items() if not _is_offline(demand)}
     if not any(urgencies.values()):

@@ -388,7 +388,7 @@ class DeviceQueue:
 
     def wake_at_ms(self) -> float | None:
         """When the next waiting item expires; None: nothing to wake for."""
-        earliest = min((piece.deadline_ms for piece in self._pieces), default=inf)
+        earliest = min([piece.deadline_ms for piece in self._pieces], default=inf)
         return None if earliest == inf else earliest
 
     @property
@@ -631,18 +631,21 @@ class DeviceQueue:
         backlog_ms = sum([_cost_ms(piece) for piece in self._pieces if not piece.is_offline])
         if self._running:
             backlog_ms += max(0.0, self._run_ends_ms - now_ms)
-        queued_ms = sum([link.queued_ms for link in self._links.values()])
-        deadlines_ms = {number: link.deadline_ms(now_ms) for number, link in self._links.items()}
-        first_ms = min(deadlines_ms.values(), default=inf)
-        for number, link in self._links.items():
-            is_next = deadlines_ms[number] <= first_ms
-            wrong_ms = abs(max(0.0, link.ends_ms - now_ms) - backlog_ms)
-            others_ms = queued_ms - link.queued_ms
+        links = [(number, link, link.queued_ms, link.deadline_ms(now_ms)) for number, link in self._links.items()]
+        queued_ms = sum([own_ms for _, _, own_ms, _ in links])
+        first_ms = min([deadline_ms for _, _, _, deadline_ms in links], default=inf)
+        wrong_ms_max = max(BACKLOG_MS_MIN, BACKLOG_SHARE_MIN * backlog_ms)
+        for number, link, own_ms, deadline_ms in links:
+            is_next = deadline_ms <= first_ms
+            others_ms = queued_ms - own_ms
             others_wrong_ms = abs(others_ms - link.others_ms)
             if (
                 is_next != link.is_next
-                or wrong_ms > max(BACKLOG_MS_MIN, BACKLOG_SHARE_MIN * backlog_ms)
-                or others_wrong_ms > max(BACKLOG_MS_MIN, DEMAND_SHARE_MIN * max(others_ms, link.others_ms))
+                or abs(max(0.0, link.ends_ms - now_ms) - backlog_ms) > wrong_ms_max
+                or (
+                    others_wrong_ms > BACKLOG_MS_MIN
+                    and others_wrong_ms > DEMAND_SHARE_MIN * max(others_ms, link.others_ms)
+                )
             ):
                 link.ends_ms, link.others_ms, link.is_next = now_ms + backlog_ms, others_ms, is_next
                 self._out.append(Tell(number, Backlog(backlog_ms, link.last_batch, others_ms, is_next)))

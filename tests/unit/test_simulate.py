@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 import typer
 from click.testing import Result
+from rich.console import Console
 from simulator_builders import Greedy, write_files
 from typer.testing import CliRunner
 
@@ -61,7 +64,16 @@ def test_policies_are_compared(folder: Path) -> None:
     assert lines[2][1] == f"{found['greedy']['in_time']:.2%}"
     assert lines[3][5] == f"{found['single']['goodness']:.4f}"
     assert found["single"]["mean_batch_size"] == 1.0 < found["greedy"]["mean_batch_size"]
-    assert "1,500 queries of 1 task in 3.5 s on 3 workers; seed 0" in output
+    summary = r"1,500 queries of 1 task in 3\.5 s on 3 workers; seed 0;\s+played in [\d.]+ s, [\d,]+ queries/s"
+    assert re.search(summary, output)
+
+
+def test_a_terminal_sees_how_far_it_is(folder: Path) -> None:
+    seen = io.StringIO()
+    asked = {name: folder / f"{name}.csv" for name in ("profiles", "fleet", "arrivals")}
+    run.run(run.Options(**asked, policies=("greedy",)), Console(file=seen, force_terminal=True, width=120))  # type: ignore[arg-type]
+    assert "greedy" in seen.getvalue()
+    assert "100%" in seen.getvalue()
 
 
 def test_what_is_written_stands_before_the_verifier(folder: Path) -> None:

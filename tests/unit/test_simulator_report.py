@@ -162,6 +162,13 @@ class Slow(Greedy):
         super().arrived(query)
 
 
+def test_progress_is_told_every_few_hundred_queries(tmp_path: Path) -> None:
+    told: list[int] = []
+    queries = sorted_queries(SimulatedQuery(0, "faces", 5.0 * number) for number in range(1000))
+    play(scenario(tmp_path, queries), Greedy(), on_progress=told.append)
+    assert told == [1, 257, 513, 769]
+
+
 def test_a_policys_time_is_that_of_its_methods_and_timers_without_its_start(tmp_path: Path) -> None:
     told: list[int] = []
     queries = sorted_queries(SimulatedQuery(0, "faces", 1000.0 + 100 * number) for number in range(10))

@@ -261,7 +261,12 @@ def test_clipper_converges_to_the_largest_batch_within_the_objective() -> None:
     small = profile(5.0, 1.0, sizes=tuple(range(1, 65)))
     policy, sizes = Clipper(), []
     arrived = policy.arrived
-    policy.arrived = lambda query: (arrived(query), sizes.append(policy.size.get(("gpu-0", "v"), 1.0)))  # type: ignore[method-assign]
+
+    def watched(query: SimulatedQuery) -> None:
+        arrived(query)
+        sizes.append(policy.size.get(("gpu-0", "v"), 1.0))
+
+    policy.arrived = watched  # type: ignore[method-assign]
     asked, _ = play(policy, arrivals("poisson", 1500.0, 20_000, latency_ms=50.0), [small])
     late = np.array([int(size) > 45 for size in sizes[5000:]])  # lat(45) = 50 ms
     assert 40.0 < np.mean(sizes[5000:]) < 46.0
@@ -357,14 +362,14 @@ def test_clockwork_refuses_on_arrival_what_no_device_can_finish() -> None:
     refused_ms: list[float] = []
     queries = [SimulatedQuery(0, "t", 0.0, 100.0) for _ in range(32)] + [SimulatedQuery(0, "t", 5.0, 30.0)]
     policy = Clockwork()
-    start = policy.start
+    arrived = policy.arrived
 
-    def watched(world: World) -> None:
-        start(world)
-        refuse = world.refuse
-        world.refuse = lambda query: (refused_ms.append(world.now_ms), refuse(query))  # type: ignore[method-assign,assignment]
+    def watched(query: SimulatedQuery) -> None:
+        arrived(query)
+        if query.outcome == "refused":
+            refused_ms.append(policy.world.now_ms)
 
-    policy.start = watched  # type: ignore[method-assign]
+    policy.arrived = watched  # type: ignore[method-assign]
     blocker = profile(5.0, 1.0, sizes=(32,))
     play(policy, queries, [blocker])
     assert refused_ms == [5.0]
