@@ -49,6 +49,8 @@ SETTLING_MS = 20_000.0
 """Nor is what was put into the plan no longer ago."""
 WANTED_MS = 30_000.0
 """A wish holds for so long."""
+IN_THE_WAY_MS_MAX = 30_000.0
+"""So long what alone is ready may keep another variant from being loaded where it is."""
 REMEASURE_PERIOD_MS = 600_000.0
 """No variant is measured again more often on one group."""
 REMEASURE_PATIENCE_MS = 300_000.0
@@ -137,6 +139,8 @@ class Planner:
         self._profile_age_ms_max = profile_age_ms_max
         self._seen_ms: dict[str, float] = {}
         self._stays_until_ms: dict[str, float] = {}
+        self._in_the_way: dict[tuple[str, str], float] = {}
+        """See :func:`_keeping`."""
         self._wants: dict[str, tuple[float, float]] = {}
         self._asked_ms: dict[str, float] = {}
         self._options = placement.Options(time_limit_s=solve_s_max, load_gain_min=0.005)
@@ -177,7 +181,7 @@ class Planner:
         values = {group.name: self._valued(group, default, besides, used, shadows, situation) for group in known}
         loads = {group.name: group.loading(values[group.name]) for group in known}
         asked = {each.task for each in situation.demand}
-        keeping = _keeping(known, default, situation.demand, allocated)
+        keeping, self._in_the_way = _keeping(known, default, situation.demand, allocated, self._in_the_way, now_ms)
         for load in loads.values():
             load.begin(used, asked, allocated, keeping)
         offers = [
@@ -458,34 +462,58 @@ class _Group:
 
 
 def _keeping(
-    groups: Sequence[_Group], default: Set[str], demand: Sequence[Demanded], allocated: Mapping[str, Sequence[str]]
-) -> dict[str, set[str]]:
-    """By worker, what stays though the allocation has something else in mind: it alone is ready for some demand."""
+    groups: Sequence[_Group],
+    default: Set[str],
+    demand: Sequence[Demanded],
+    allocated: Mapping[str, Sequence[str]],
+    since_ms: Mapping[tuple[str, str], float],
+    now_ms: float,
+) -> tuple[dict[str, set[str]], dict[tuple[str, str], float]]:
+    """What stays, by worker, though the allocation has something else in mind: it alone is ready for some demand.
+
+    It stays beside what its worker is to load. If there is no room for both, it stays for a while in which another
+    worker may load something for that demand.
+
+    Args:
+        since_ms: by worker and variant, since when it stays in the way; as the last call returned it.
+    """
     ready: dict[str, list[str]] = defaultdict(list)
-    for group in groups:
-        for worker in group.workers:
-            for variant in worker.ready:
-                ready[f"{variant}@{group.name}"].append(worker.name)
+    free_bytes: dict[str, int] = {}
     of_task: dict[str, list[Item]] = defaultdict(list)
     for group in groups:
+        size = {each.variant: each.memory_bytes for each in group.items}
+        for worker in group.workers:
+            load = sum([size.get(variant, 0) for variant in allocated.get(worker.name, ())])
+            free_bytes[worker.name] = worker.memory_bytes_max - load
+            for variant in worker.ready:
+                ready[f"{variant}@{group.name}"].append(worker.name)
         for each in group.items:
             if each.key in ready and each.model.key in default:
                 of_task[each.model.task].append(each)
     keeping: dict[str, set[str]] = defaultdict(set)
+    in_the_way: dict[tuple[str, str], float] = {}
     for asked in demand:
         floor, latency_ms = (0.0 if asked.degrades else asked.accuracy_min), asked.latency_ms or inf
         able = [
             each for each in of_task[asked.task] if each.point.accuracy >= floor and each.point.latency_ms <= latency_ms
         ]
         is_served = any(
-            each.variant in allocated.get(worker, ()) or each.variant in keeping[worker]
+            each.variant in allocated.get(worker, ()) or each.variant in keeping.get(worker, ())
             for each in able
             for worker in ready[each.key]
         )
-        if able and not is_served:
-            best = min(able, key=lambda each: (each.point.cost, each.key))
-            keeping[ready[best.key][0]].add(best.variant)
-    return keeping
+        if not able or is_served:
+            continue
+        best = min(able, key=lambda each: (each.point.cost, each.key))
+        first = max(ready[best.key], key=lambda worker: free_bytes[worker])
+        if best.memory_bytes > free_bytes[first]:
+            way = first, best.variant
+            in_the_way[way] = since_ms.get(way, now_ms)
+            if now_ms - in_the_way[way] >= IN_THE_WAY_MS_MAX or not free_bytes.keys() - keeping.keys() - {first}:
+                continue
+        keeping[first].add(best.variant)
+        free_bytes[first] -= best.memory_bytes
+    return keeping, in_the_way
 
 
 def _quickest(group: _Group, default: Set[str]) -> list[str]:

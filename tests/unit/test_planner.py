@@ -16,6 +16,7 @@ from broker.loading import LOADED_MAX
 from broker.measured import variants
 from broker.planner import (
     ABSENCE_MS_MAX,
+    IN_THE_WAY_MS_MAX,
     IN_USE_MS,
     REASONS_MAX,
     REMEASURE_PATIENCE_MS,
@@ -352,6 +353,20 @@ def test_the_last_that_is_ready_stays_until_something_else_is() -> None:
     both = [has_slow, replace(empty, ready=frozenset({quick}))]
     loads = play.next(1.0, workers=both)
     assert (loads["cpu-0"].load, loads["cpu-1"].load) == ((quick,), (quick,))
+
+
+def test_the_last_that_is_ready_goes_if_nothing_can_replace_it_while_it_stays() -> None:
+    models = [model("quick"), model("slow")]
+    profiles = [ready(models[0], 60, accuracy=0.9, ms=1.0), ready(models[1], 60, accuracy=0.9, ms=50.0)]
+    quick, slow = (f"{each.key}/onnx-fp32" for each in models)
+    asks = Demanded("t", 1000.0, 0.8, "cost", False, 1500.0)  # enough for two workers
+    has_slow = replace(worker(), ready=frozenset({slow}))
+    assert Play(models, profiles, [has_slow]).next(demand=[asks])["cpu-0"].load == (quick,), "there is no other worker"
+    play = Play(models, profiles, [has_slow, worker("cpu-1")])
+    assert play.next(demand=[asks])["cpu-0"].load == (slow,)
+    assert play.next(IN_THE_WAY_MS_MAX - 1)["cpu-0"].load == (slow,)
+    assert play.next(IN_THE_WAY_MS_MAX)["cpu-0"].load == (quick,), "cpu-1 does not get ready"
+    assert play.next(IN_THE_WAY_MS_MAX + 1)["cpu-0"].load == (quick,)
 
 
 def test_while_nothing_is_asked_for_what_is_quick_is_loaded_first_and_other_tasks_on_other_workers() -> None:
