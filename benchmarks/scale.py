@@ -27,9 +27,7 @@ import contextlib
 import json
 import os
 import platform
-import secrets
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -42,6 +40,7 @@ import numpy as np
 from aiokafka.structs import ConsumerRecord
 
 from benchmarks.harvest import SIZES, write_model
+from benchmarks.ray_cluster import ray_cluster
 from benchmarks.system import System, running_up
 from modelless import Client, register
 from modelless.clock import KafkaClock
@@ -68,18 +67,6 @@ device = "emulated"
 workers_min = 1
 workers_max = 8
 price_per_hour = 3.6
-"""
-
-
-RAY = """
-import ray, sys, tempfile
-with tempfile.TemporaryDirectory() as folder:  # a short path: there are sockets in it
-    context = ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, _temp_dir=folder
-    )
-    print(context.address_info["gcs_address"], flush=True)
-    sys.stdin.read()
-    ray.shutdown()
 """
 
 
@@ -248,16 +235,9 @@ async def measure(system: System, rate: float, seconds: float, *, kill_leader: b
 
 @contextlib.contextmanager
 def ray_section() -> Iterator[str]:
-    """The section of the configuration for a Ray of one node, which is there meanwhile."""
-    # Its token is known to those that are started from here alone.
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    command = [sys.executable, "-W", "ignore", "-c", RAY]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        if not (address := holder.stdout.readline().strip()):
-            raise RuntimeError('Ray did not start: pip install "modelless[ray]"')
+    """The section of the configuration for a Ray that is there meanwhile."""
+    with ray_cluster() as address:
         yield f'[provisioner]\nkind = "ray"\nray_address = "{address}"\n'
-        holder.communicate(timeout=60)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ Plays, each of arrivals drawn from a seed:
 * ``dozen``: ours, 2,500 a second, twelve variants on eight devices of two groups, queries that give up accuracy;
 * ``dozen 4``: the same by four brokers;
 * ``mixed``: ours, a cell of ``benchmarks.policies``: three tasks on its mixed fleet, 75 queries a second;
-* ``scaling``: ours, an hour of ``benchmarks.day``: 1,000 variants, planned for twice a second of virtual time.
+* ``scaling``: ours, a minute of ``benchmarks.day``: 1,000 variants, planned for twice a second of virtual time.
 
 They are played in turn, round by round; the table has medians. Queries a second are by the thread's processor time, so
 that whoever shares the machine counts as little as possible, and by the clock; ``decide`` is the policy's part of a
@@ -28,8 +28,8 @@ from time import thread_time
 from typing import Any, NamedTuple
 
 import broker.core
-from benchmarks.day import Plays
-from benchmarks.day_world import Day, fleet, portfolio, queries
+from benchmarks.day import BEFORE_S, Window
+from benchmarks.day_world import Day, fleet, portfolio
 from benchmarks.policy_grid import Cell, Column, Setting, Times_s, scenario, synthetic
 from simulator.arrivals import generate
 from simulator.facts import GroupSpec, Portfolio, VariantProfile, sorted_queries
@@ -42,6 +42,8 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 ROW_MS = {"gpu": 0.25, "cpu": 1.0}
 FIXED_MS = {"gpu": 2.0, "cpu": 8.0}
 MIXED_RATE = 75.0
+MINUTES = 1
+"""Of the day."""
 SEED = 1
 
 
@@ -79,9 +81,10 @@ def mixed() -> Scenario:
 
 
 def scaling() -> Scenario:
-    day, known = Day(200.0, 24.0, (7.0, 8.0), seed=SEED), portfolio(seed=SEED)
-    plays = Plays(day, known, queries(day, known))
-    return plays.scenario(fleet(plays.begin()))
+    begin_h = 7.0
+    day = Day(hours=(begin_h - BEFORE_S / 3600, begin_h + MINUTES / 60), seed=SEED)
+    window = Window(day, portfolio(seed=SEED), warm_s=0.0)
+    return window.scenario(fleet(window.begin()))
 
 
 PLAYS: dict[str, tuple[Callable[[], Scenario], Callable[[], Policy]]] = {

@@ -5,9 +5,6 @@ Without Ray (`pip install "modelless[ray]"`) these are skipped, and say so.
 
 from __future__ import annotations
 
-import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from emulated_system import running, write_configuration
 from provisioned import author, processes
 
+from benchmarks.ray_cluster import ray_cluster
 from modelless.config import load_config
 from modelless.embedded import EmbeddedKafka
 from modelless.messages import START_MS
@@ -24,36 +22,11 @@ from modelless.topic_settings import create_missing
 pytest.importorskip("ray", reason='Ray is not installed: pip install "modelless[ray]"')
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(240)]
 
-CLUSTER = """
-import ray, sys, tempfile
-with tempfile.TemporaryDirectory() as folder:  # a short path: there are sockets in it
-    context = ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, _temp_dir=folder
-    )
-    print(context.address_info["gcs_address"], flush=True)
-    sys.stdin.read()
-    ray.shutdown()
-"""
-
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    """A cluster of one node, which ends with the process that holds it; its token is known to the tests alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        yield from cluster()
-
-
-def cluster() -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        address = holder.stdout.readline().strip()
-        assert address, "Ray did not start"
+    with ray_cluster() as address:
         yield address
-        holder.communicate(timeout=60)
 
 
 @pytest.fixture
