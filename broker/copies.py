@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heapreplace
-from math import exp, inf, log2
+from math import exp, log2
 from typing import NamedTuple
 
 from broker.worth import Item
@@ -52,15 +52,11 @@ def spread(offers: Sequence[Offer], demand: Sequence[Demanded], put: Callable[[I
         put: load one more copy of it somewhere; False: nobody has the room.
     """
     asked: dict[str, list[tuple[int, float, float, float]]] = defaultdict(list)
-    known = [
-        (each.task, 0.0 if each.degrades else each.accuracy_min, each.latency_ms or inf, each.rows_per_second)
-        for each in demand
-    ]
-    for number, (task, floor, latency_ms, rate) in enumerate(known):
-        rounded = 2.0 ** round(log2(max(rate, 1e-6)))  # small changes move nothing
-        asked[task].append((number, floor, latency_ms, rounded))
-    rates = [0.0] * len(known)
-    alone = [1.0] * len(known)
+    for number, each in enumerate(demand):
+        rounded = 2.0 ** round(log2(max(each.rows_per_second, 1e-6)))  # small changes move nothing
+        asked[each.task].append((number, *each.bounds, rounded))
+    rates = [0.0] * len(demand)
+    alone = [1.0] * len(demand)
     """By class, how likely it is that nobody is in time."""
     serves: list[list[tuple[int, float]]] = []
     for of in offers:
@@ -79,19 +75,18 @@ def spread(offers: Sequence[Offer], demand: Sequence[Demanded], put: Callable[[I
         found = sum(rates[number] * alone[number] * (1 - late) for number, late in serves[at])
         return found if found < GAIN_MIN or copies[at] >= offers[at].before else KEEP * found
 
-    def place(at: int) -> tuple[float, float, str, int]:
-        of = offers[at].item
-        return -gain(at) / max(1, of.memory_bytes), of.point.cost, of.key, at
+    def place(at: int) -> tuple[float, float, str, int, float]:
+        of, found = offers[at].item, gain(at)
+        return -found / max(1, of.memory_bytes), of.point.cost, of.key, at, found
 
     heap = [place(at) for at, own in enumerate(serves) if own]
     heapify(heap)
     while heap:
-        top = heap[0]
-        at = top[-1]
+        *_, at, found = heap[0]
         now = place(at)
-        if now > top:  # it helps less than it did
+        if now > heap[0]:  # it helps less than it did
             heapreplace(heap, now)
-        elif gain(at) < GAIN_MIN or not put(offers[at].item):
+        elif found < GAIN_MIN or not put(offers[at].item):
             heappop(heap)
         else:
             copies[at] += 1

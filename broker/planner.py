@@ -493,7 +493,7 @@ def _keeping(
     keeping: dict[str, set[str]] = defaultdict(set)
     in_the_way: dict[tuple[str, str], float] = {}
     for asked in demand:
-        floor, latency_ms = (0.0 if asked.degrades else asked.accuracy_min), asked.latency_ms or inf
+        floor, latency_ms = asked.bounds
         able = [
             each for each in of_task[asked.task] if each.point.accuracy >= floor and each.point.latency_ms <= latency_ms
         ]

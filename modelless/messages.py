@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, NamedTuple
 
 from modelless.tensors import Tensor, TensorSpec
@@ -390,6 +391,11 @@ class Demanded:
     degrades: bool
     """``on_miss: degrade``."""
     rows_per_second: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of what may answer: the least accuracy, and the most latency in ms."""
+        return 0.0 if self.degrades else self.accuracy_min, self.latency_ms or inf
 
 
 @dataclass(frozen=True, slots=True)

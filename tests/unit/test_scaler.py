@@ -79,6 +79,12 @@ class Fleet:
         for _ in range(round(seconds * 1000 / TICK_MS)):
             self.tick()
 
+    def run_in_bursts(self, times: int, calm_s: float) -> None:
+        for _ in range(times):
+            for rows_per_s, seconds in ((200.0, calm_s), (320.0, 10)):
+                self.ask(rows_per_s)
+                self.run(seconds)
+
     def wanted(self, group: str = "g") -> int:
         return self.targets[group].workers
 
@@ -226,10 +232,7 @@ def test_bursts_that_are_soon_over_order_nobody_once_they_are_known() -> None:
 
 def test_a_rise_beyond_the_usual_bursts_is_answered_at_once() -> None:
     fleet = Fleet()
-    for _ in range(6):
-        for rows_per_s, seconds in ((200.0, 60), (320.0, 10)):
-            fleet.ask(rows_per_s)
-            fleet.run(seconds)
+    fleet.run_in_bursts(6, 60)
     fleet.ask(800.0)
     fleet.tick()
     assert fleet.wanted() >= 800 / 90
@@ -237,10 +240,7 @@ def test_a_rise_beyond_the_usual_bursts_is_answered_at_once() -> None:
 
 def test_a_rise_within_the_usual_bursts_is_answered_when_it_lasts() -> None:
     fleet = Fleet()
-    for _ in range(6):
-        for rows_per_s, seconds in ((200.0, 110), (320.0, 10)):
-            fleet.ask(rows_per_s)
-            fleet.run(seconds)
+    fleet.run_in_bursts(6, 110)
     fleet.run(110)
     fleet.ask(340.0)
     fleet.run(150)
