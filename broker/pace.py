@@ -15,8 +15,8 @@ from __future__ import annotations
 from math import exp
 from typing import NamedTuple
 
-GATHER_MS_MAX = 3.0
-GATHER_RECORDS_MIN = 2.0
+GATHER_MS_MAX = 2.0
+GATHER_RECORDS_MIN = 1.5
 """Expected meanwhile, or nothing is waited for."""
 GATHER_RECORDS_MAX = 8.0
 """With so many together a wake-up costs little for each."""
