@@ -1,7 +1,8 @@
 """Structured logs on stderr: for people on a terminal, one JSON object per line elsewhere.
 
 Lines of other libraries (aiokafka, say) pass through the same renderer, from WARNING up, and what repeats itself
-(aiokafka writes a hundred lines a second while Kafka is away) once per ``REPEAT_S``, with how often.
+(aiokafka writes a hundred lines a second while Kafka is away) once per ``REPEAT_S``, with how often. What aiokafka
+tries again by itself, since Kafka told it to (a leader that is just being chosen), is said only once it lasts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import structlog
@@ -19,6 +21,8 @@ from modelless.config import LogConfig
 _SECRET_PARTS = ("password", "secret", "token", "credential", "private_key")
 REDACTED = "[redacted]"
 REPEAT_S = 10.0
+LASTS_S = 3.0
+"""From when on what can be tried again is worth a line."""
 _REPEATERS_MAX = 1000
 
 
@@ -81,25 +85,48 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
 
 
 class Squelch(logging.Filter):
-    """Lets one line of a kind (logger, message template) pass per ``REPEAT_S``, by the records' own time."""
+    """Lets one line of a kind (logger, message template) pass per ``REPEAT_S``, by the records' own time.
+
+    A first one about an error that can be tried again passes only if there are others ``LASTS_S`` later.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed: dict[tuple[str, str], tuple[float, int]] = {}
+        self._kinds: dict[tuple[str, str], _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind = (record.name, str(record.msg))
-        passed_s, held_back = self._passed.get(kind, (-REPEAT_S, 0))
-        if record.created - passed_s < REPEAT_S:
-            self._passed[kind] = (passed_s, held_back + 1)
+        name, now_s = (record.name, str(record.msg)), record.created
+        if len(self._kinds) >= _REPEATERS_MAX:
+            self._kinds.clear()
+        kind = self._kinds.get(name)
+        if kind is None or now_s - kind.last_s >= REPEAT_S:
+            wait_s = LASTS_S if _can_be_tried_again(record) else 0.0
+            held_back = 0 if kind is None else kind.held_back
+            kind = self._kinds[name] = _Kind(now_s, now_s + wait_s, held_back)
+        kind.last_s = now_s
+        if now_s < kind.next_s:
+            kind.held_back += 1
             return False
-        if len(self._passed) >= _REPEATERS_MAX:
-            self._passed.clear()
-        self._passed[kind] = (record.created, 0)
-        if held_back:
-            record.msg = f"{record.getMessage()} (and {held_back} more since)"
+        if kind.held_back:
+            record.msg = f"{record.getMessage()} (and {kind.held_back} more since)"
             record.args = ()
+        kind.next_s, kind.held_back = now_s + REPEAT_S, 0
         return True
+
+
+@dataclass(slots=True)
+class _Kind:
+    last_s: float
+    next_s: float
+    """Not before this another one passes."""
+    held_back: int
+
+
+def _can_be_tried_again(record: logging.LogRecord) -> bool:
+    """Kafka answered so; a node that cannot be reached is another matter."""
+    return isinstance(record.args, tuple) and any(
+        getattr(each, "retriable", False) and getattr(each, "errno", -1) > 0 for each in record.args
+    )
 
 
 def _adopt_foreign(stream: TextIO, level: int, shared: list[Processor], render: list[Processor]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from aiokafka.errors import NoBrokersAvailable, NotLeaderForPartitionError, TopicAuthorizationFailedError
 from prometheus_client import CollectorRegistry, Gauge
 
 from modelless import logs
@@ -74,6 +75,23 @@ def test_libraries_that_repeat_themselves_are_squelched() -> None:
     assert [say(100.0 + n, 1) for n in range(1, 10)] == [None] * 9
     assert say(110.0, 2) == "node 2 is gone (and 9 more since)"
     assert say(120.0, 2) == "node 2 is gone"
+
+
+def test_what_kafka_says_to_try_again_is_told_once_it_lasts() -> None:
+    squelch = logs.Squelch()
+
+    def said(at_s: float, error: Exception) -> bool:
+        record = logging.LogRecord("aiokafka", logging.ERROR, "", 0, f"{type(error).__name__}: %s", (error,), None)
+        record.created = at_s
+        return squelch.filter(record)
+
+    assert not said(100.0, NotLeaderForPartitionError())
+    assert not said(101.0, NotLeaderForPartitionError())
+    assert said(103.0, NotLeaderForPartitionError())
+    assert not said(104.0, NotLeaderForPartitionError())
+    assert not said(200.0, NotLeaderForPartitionError()), "that was another time"
+    assert said(300.0, TopicAuthorizationFailedError("t"))
+    assert said(400.0, NoBrokersAvailable()), "nobody answered"
 
 
 def test_exceptions_become_text() -> None:
