@@ -7,16 +7,16 @@ has nearly as much time. (What the other groups were given only speaks for that 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.batcher import NEVER
 from broker.catalog import Target
 from broker.ledger import Entry
 from broker.selector import Choice, Chosen
 
-GIVEN_MS_MAX = 1.0
+GIVEN_MS_MAX: Final = 1.0
 """Of work that a choice may overlook."""
-SLACK_SHARE = 0.01
+SLACK_SHARE: Final = 0.01
 """Of the time that a query has: by so much, or less, its wait and its slack may differ from those of the choice."""
 
 

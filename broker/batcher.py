@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import count, islice
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from broker.catalog import Candidate, Signature
 from broker.ledger import Entry
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 BATCH_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of inputs that are padded."""
-NEVER = float("inf")
-BEHIND_MS = 1e14
+NEVER: Final = float("inf")
+BEHIND_MS: Final = 1e14
 """Later than any deadline. Who is ahead of its share waits in the order of its deadlines so much later."""
-TIGHTNESS_PERIOD_MS = 5000.0
-PASSED_MAX = 128
+TIGHTNESS_PERIOD_MS: Final = 5000.0
+PASSED_MAX: Final = 128
 """Offline entries that are looked at for one that is short enough."""
 _sequence = count()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.prices import PriceRange, widest
 from broker.profiles import LatencyTable
@@ -34,18 +34,18 @@ from modelless.messages import (
 from modelless.padding import Layout, layout_of
 from modelless.tensors import Tensor, TensorSpec
 
-SCALE_STEP = 0.03
+SCALE_STEP: Final = 0.03
 """By how much what is observed has to differ from what a candidate is ranked by."""
-ROWS_STEP = 0.25
+ROWS_STEP: Final = 0.25
 """The same for the rows of its group's batches."""
-OWN_SCALE = 1.5
+OWN_SCALE: Final = 1.5
 """A variant is slower, or quicker, than what runs beside it, when it is so by more than this factor; less is noise, and
 would make queries wander between variants that are nearly as good, in small batches."""
-STRETCHES_MAX = 4_096
+STRETCHES_MAX: Final = 4_096
 """Shapes of queries of which a target remembers how much quicker they are than the longest."""
-RANKED_MAX = 256
+RANKED_MAX: Final = 256
 """Candidates that are ranked anew in one turn; the others in the next ones."""
-TARGETS_MAX = 1_000
+TARGETS_MAX: Final = 1_000
 """Of versions and variants that were asked for by name, before the oldest is forgotten; tasks are kept."""
 
 

@@ -17,7 +17,7 @@ approximations for maximizing submodular set functions", 1978), and only the fir
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heapreplace
 from math import exp, log2
@@ -70,26 +70,29 @@ def spread(offers: Sequence[Offer], demand: Sequence[Demanded], put: Callable[[I
                 alone[number] *= late**of.copies
         serves.append(own)
     copies = [of.copies for of in offers]
+    turns: Counter[str] = Counter()
+    """By task, how many copies were put: until one more is, what others of it help stays as it is."""
 
-    def gain(at: int) -> float:
-        found = sum(rates[number] * alone[number] * (1 - late) for number, late in serves[at])
-        return found if found < GAIN_MIN or copies[at] >= offers[at].before else KEEP * found
-
-    def place(at: int) -> tuple[float, float, str, int, float]:
-        of, found = offers[at].item, gain(at)
-        return -found / max(1, of.memory_bytes), of.point.cost, of.key, at, found
+    def place(at: int) -> tuple[float, float, str, int, float, int]:
+        of, found = offers[at].item, 0.0
+        for number, late in serves[at]:
+            found += rates[number] * alone[number] * (1 - late)
+        if found >= GAIN_MIN and copies[at] < offers[at].before:
+            found *= KEEP
+        return -found / max(1, of.memory_bytes), of.point.cost, of.key, at, found, turns[of.model.task]
 
     heap = [place(at) for at, own in enumerate(serves) if own]
     heapify(heap)
     while heap:
-        *_, at, found = heap[0]
-        now = place(at)
-        if now > heap[0]:  # it helps less than it did
+        *_, at, found, turn = heap[0]
+        best = offers[at].item
+        if turn != turns[best.model.task] and (now := place(at)) > heap[0]:  # it helps less than it did
             heapreplace(heap, now)
-        elif found < GAIN_MIN or not put(offers[at].item):
+        elif found < GAIN_MIN or not put(best):
             heappop(heap)
         else:
             copies[at] += 1
+            turns[best.model.task] += 1
             for number, late in serves[at]:
                 alone[number] *= late
             heapreplace(heap, place(at))

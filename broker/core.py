@@ -16,10 +16,11 @@ its partition.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, repeat
+from typing import Final
 
 from broker.alike import Alike
 from broker.batcher import NEVER, OfflineQueue, VariantQueue, batch_rows, concatenated, order_ms
@@ -51,12 +52,12 @@ from modelless import frames
 from modelless.headers import EXPLAIN
 from modelless.messages import Cancel, Demanded, Labels, RecordId
 
-CANCELS_MAX = 10_000
-LATE_TURN_MS = 10_000.0
+CANCELS_MAX: Final = 10_000
+LATE_TURN_MS: Final = 10_000.0
 """A late query that has waited in vain until it was the most urgent gives way once more for as long."""
-RANK_INTERVAL_MS = 250.0
+RANK_INTERVAL_MS: Final = 250.0
 """So often candidates are ranked by what their tables have learned."""
-WANT_TURNS = 4
+WANT_TURNS: Final = 4
 """One in so many that have a choice is asked what would be better if it were loaded, and stands for the rest."""
 
 
@@ -146,8 +147,8 @@ class Core:
         self._demand = DemandMeter()
         self._turn = cycle([True] + [False] * (WANT_TURNS - 1))
         self._polled_ms = -NEVER
-        self._due_ms = -NEVER
-        """When to do more in a poll than to hand out instructions."""
+        self._due_ms: float | None = None
+        """When to do more in a poll than to hand out instructions, and when to be polled: until something changes."""
         self._wake_ms: float | None = None
 
     # --- queries --------------------------------------------------------------------------------------------------
@@ -328,6 +329,8 @@ class Core:
     def poll(self, now_ms: float) -> list[Instruction]:
         """Everything that is due: expired entries are answered, batches leave."""
         self._polled_ms = now_ms
+        if self._due_ms is None:
+            self._due_ms = self._next_ms(now_ms)
         if now_ms >= self._due_ms or self._fairness.several:
             self._act(now_ms)
         instructions, self._instructions = self._instructions, []
@@ -348,7 +351,19 @@ class Core:
 
     def _changed(self) -> None:
         """Something may be due sooner, or later, than it was."""
-        self._due_ms, self._wake_ms = -NEVER, None
+        self._due_ms = self._wake_ms = None
+
+    def _next_ms(self, now_ms: float) -> float:
+        """From when on something is due, unless something changes before; minus inf: whatever may be is looked for."""
+        if self._shadows or self._stragglers.wake_ms < NEVER:
+            return -NEVER
+        next_ms = min(self._rank_ms, self._parked_ms)
+        if self.quotas:
+            next_ms = min(next_ms, self.quotas.wake_ms(now_ms))
+        for group in self.groups.values():
+            group.drop_empty()
+            next_ms = min(next_ms, group.due_ms)
+        return next_ms
 
     def _act(self, now_ms: float) -> None:
         """Something is due, or may be."""
@@ -359,22 +374,18 @@ class Core:
         if self._fairness.several:
             self._order_by_shares(now_ms)
         self._expire(now_ms)
-        for entry in self.quotas.released(now_ms):
-            self._place(entry, now_ms, first=True)
+        if self.quotas:
+            for entry in self.quotas.released(now_ms):
+                self._place(entry, now_ms, first=True)
         self._instructions += [CancelSent(*each) for each in self._stragglers.recalls(self.groups.values(), now_ms)]
         for hedge in self._stragglers.hedges(self.groups.values(), now_ms):
             self._hedge(hedge, now_ms)
         while refused := self._dispatch_all(now_ms):
             self._place_all(refused, now_ms)  # ends, since nobody is refused by the same candidate twice
         if self._shadows:
-            idle = [group for group in self.groups.values() if not any(group.queues.values())]
-            batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)
-            self._instructions += [Send(worker, batch) for worker, batch in batches]
+            self._send_copies(now_ms)
         self._announce_demand(now_ms)
         self._changed()
-        if not self._shadows:
-            groups_ms = [group.due_ms for group in self.groups.values()]
-            self._due_ms = min([self._rank_ms, self._parked_ms, self.quotas.wake_ms(now_ms), *groups_ms])
 
     # --- for those who look ---------------------------------------------------------------------------------------
 
@@ -628,14 +639,14 @@ class Core:
         queues = list(group.queues.values())
         free = [worker for worker in group.workers.values() if worker.has_room(now_ms)]
         while free and (queues := [queue for queue in queues if queue]):
-            queue = min(queues, key=lambda q: q.turn)
+            queue = _most_urgent(queues)
             able = [worker for worker in free if queue.candidate.variant in worker.ready]
             if isinstance(queue, OfflineQueue):
                 able = [worker for worker in able if worker.has_room(now_ms, offline=True)]
             if not able:
                 queues.remove(queue)
                 continue
-            worker = able[0] if len(able) == 1 else min(able, key=lambda w: w.outstanding_ms(now_ms))
+            worker = _least_busy(able, now_ms)
             if isinstance(queue, OfflineQueue):
                 if entries := queue.take_within(*group.offline_ms(now_ms)):
                     self._send(worker, queue, entries, NEVER, now_ms)
@@ -768,8 +779,15 @@ class Core:
         self._instructions.append(Bury(entry, code, reason))
 
     def _count(self, entries: list[Entry], status: str) -> None:
-        for asked, number in Counter([_asked(entry) for entry in entries]).items():
-            self.statistics.outcomes[status, asked] += number
+        outcomes = self.statistics.outcomes
+        for entry in entries:
+            outcomes[status, _asked(entry)] += 1
+
+    def _send_copies(self, now_ms: float) -> None:
+        """For shadows, where nothing else waits."""
+        idle = [group for group in self.groups.values() if not any(group.queues.values())]
+        batches = self._shadows.due(idle, lambda group: group.block_ms(now_ms), now_ms)
+        self._instructions += [Send(worker, batch) for worker, batch in batches]
 
     def _announce_demand(self, now_ms: float) -> None:
         """To each group's workers, when it changed."""
@@ -863,13 +881,10 @@ class Core:
         self._count(entries, status)
         self.statistics.worker_seconds.observe((now_ms - entries[0].sent_ms) / 1000, len(entries))
         if status == "OK":
-            self.statistics.in_time.update(
-                [
-                    entry.query.task or ""
-                    for entry in entries
-                    if entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms
-                ]
-            )
+            in_time = self.statistics.in_time
+            for entry in entries:
+                if entry.latency_deadline_ms is None or now_ms <= entry.latency_deadline_ms:
+                    in_time[entry.query.task or ""] += 1
 
     def _state(self, worker: Worker, frame: frames.State, now_ms: float) -> None:
         ready = frozenset(v.variant for v in frame.variants if v.state == "ready")
@@ -939,6 +954,24 @@ class Core:
             return []
         entry = self.ledger.find(RecordId(topic, int(partition), int(offset)))
         return [entry] if entry is not None else []
+
+
+def _most_urgent(queues: Sequence[VariantQueue]) -> VariantQueue:
+    """The first one by its turn."""
+    first, first_turn = queues[0], queues[0].turn
+    for queue in queues[1:]:
+        if (turn := queue.turn) < first_turn:
+            first, first_turn = queue, turn
+    return first
+
+
+def _least_busy(workers: Sequence[Worker], now_ms: float) -> Worker:
+    """Whose device has run all that it has first."""
+    least, least_ms = workers[0], workers[0].outstanding_ms(now_ms)
+    for worker in workers[1:]:
+        if (own_ms := worker.outstanding_ms(now_ms)) < least_ms:
+            least, least_ms = worker, own_ms
+    return least
 
 
 def _beside(group: Group, queue: VariantQueue, entries: list[Entry]) -> list[Entry]:

@@ -18,28 +18,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, floor, inf, log, sqrt
+from typing import Final
 
 from modelless.messages import Demanded, Prefer, Query
 
-MEMORY_MS = 5_000.0
+MEMORY_MS: Final = 5_000.0
 """Time constant of forgetting."""
-CLASSES_MAX = 256
+CLASSES_MAX: Final = 256
 """That are told, the most asked for; 100 bytes each, a broker's announcement stays below some 30 kB."""
-COUNTED_MAX = 4 * CLASSES_MAX
+COUNTED_MAX: Final = 4 * CLASSES_MAX
 """New classes between two looks; what is beyond is counted for its task alone."""
-LATENCY_STEP = 1.25
-LATENCY_MS_MIN = 1e-3
+LATENCY_STEP: Final = 1.25
+LATENCY_MS_MIN: Final = 1e-3
 """Less is one class."""
-ACCURACY_STEPS = 1000
-FIRST_LOOK_MS = 500.0
+ACCURACY_STEPS: Final = 1000
+FIRST_LOOK_MS: Final = 500.0
 """What is taken to have passed when nobody looked before."""
-CHANCE = 3.0
+CHANCE: Final = 3.0
 """Standard deviations of the number of queries."""
-SURGE, SURGE_ROWS_MIN = 1.5, 3.0
+SURGE: Final = 1.5
+SURGE_ROWS_MIN: Final = 3.0
 """More than so many times what was expected since the last look, plus so many rows, are worth to be told at once."""
-_FORGOTTEN = 0.01
+_FORGOTTEN: Final = 0.01
 """Rows a second."""
-_LOG_STEP = log(LATENCY_STEP)
+_LOG_STEP: Final = log(LATENCY_STEP)
 
 Key = tuple[str, int | None, int, Prefer, bool]
 """Of a class: task, steps of latency, steps of accuracy, preference, whether it degrades."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from broker.batcher import NEVER
 from broker.catalog import Candidate
@@ -12,11 +13,11 @@ from broker.profiles import LatencyTable
 from modelless.frames import Backlog
 from modelless.messages import RecordId
 
-LEAD_MS = 2.0
+LEAD_MS: Final = 2.0
 """At most so long before a device is predicted to be idle it gets its next batch: the sooner, the smaller is that."""
-LEAD_SHARE = 0.2
+LEAD_SHARE: Final = 0.2
 """Of the batch that runs, if that is more: it may end so much sooner than predicted."""
-LAG_WEIGHT = 0.25
+LAG_WEIGHT: Final = 0.25
 """Of the last outcome in what is believed of how long outcomes take."""
 
 

@@ -9,7 +9,7 @@ to whoever may join, less the price of its time (:mod:`broker.prices`), and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.batcher import BEHIND_MS, NEVER, VariantQueue, batch_rows
 from broker.catalog import Candidate, Catalog, Matched
@@ -17,11 +17,11 @@ from broker.devices import Worker
 from broker.ledger import Entry
 from broker.prices import Prices
 
-JOIN_COST_MAX = 1.1
+JOIN_COST_MAX: Final = 1.1
 """Times what its own variant costs in such batches as are usual: the larger batch makes up for that and more."""
-GATHERED_MAX = 128
+GATHERED_MAX: Final = 128
 """Entries that are looked at for one batch."""
-LEAST_GAIN = 1e-9
+LEAST_GAIN: Final = 1e-9
 """Rows: the head waits on only where that is better, not as good."""
 
 
@@ -149,9 +149,12 @@ def best_cut(queue: VariantQueue, start_ms: float, block_ms: float, next_ms: flo
     if head.deadline_ms is None or len(queue) == 1:
         return Cut(0, 0, rows)
     sizes = [(rows, table.sure_ms(rows)), *table.times(1, block_ms)]
-    full_rate = max([size / table.p50_ms(size) for size, _ in sizes])
+    full_rate = rate = 0.0
+    for size, _ in sizes:
+        lat_ms = table.p50_ms(size)
+        full_rate = max(full_rate, size / lat_ms)
+        rate = max(rate, min(size, waiting) / lat_ms)
     scarcity = min(1.0, price / (queue.candidate.accuracy_low * full_rate))
-    rate = max([min(size, waiting) / table.p50_ms(size) for size, _ in sizes])
     one_ms, next_head_ms = table.p50_ms(1), table.p50_ms(rows)
     mean_rows = waiting / len(queue)
     places_ms = BEHIND_MS if BEHIND_MS <= queue.head_order_ms < NEVER else 0.0

@@ -7,21 +7,22 @@ long. The answers are worked out when they are asked for, and kept until a worke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.batcher import BEHIND_MS, NEVER, OfflineQueue, Tightness, VariantQueue
 from broker.catalog import Candidate, Signature
 from broker.devices import Worker
 from modelless.frames import Demand
 
-DEMAND_INTERVAL_MS = 10.0
-DEMAND_ENDS_MS = 500.0
+DEMAND_INTERVAL_MS: Final = 10.0
+DEMAND_ENDS_MS: Final = 500.0
 """Demand is told at once when it begins and taken back only after so long: it comes in waves."""
-OFFLINE_SHARE, OFFLINE_SHARE_MAX = 0.5, 0.8
+OFFLINE_SHARE: Final = 0.5
+OFFLINE_SHARE_MAX: Final = 0.8
 """Of the time that the most urgent query has to spare, an offline batch may take, and one query alone; the rest is for
 whoever else comes meanwhile, and for the ways there and back."""
-SLACK_PERIOD_MS = 15_000.0
-DEMAND_SHARED_MS = 5.0
+SLACK_PERIOD_MS: Final = 15_000.0
+DEMAND_SHARED_MS: Final = 5.0
 """Likewise both where other brokers send to the same workers: they wait for whoever is the most urgent."""
 
 
@@ -112,6 +113,8 @@ class Group:
         """Shapes of rows are the senders' choice: a queue is there while somebody waits in it."""
         if self._may_be_empty:
             self._may_be_empty = False
+            if all(self.queues.values()):
+                return
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:

@@ -68,6 +68,8 @@ class Loading:
 
     def add(self, of: Item) -> bool:
         """One more copy of it: where it is loaded already, or where there is most room. False: there is none."""
+        if of.memory_bytes > self._room_bytes:
+            return False
         variant, value = of.variant, self._by_variant[of.variant]
         able = [
             (variant not in self._before[worker], -free_bytes, worker)
@@ -101,6 +103,11 @@ class Loading:
             for worker, known in self._load.items()
         }
 
+    @property
+    def _room_bytes(self) -> int:
+        """Of the worker with the most memory left: what needs more has no place."""
+        return max(self._free_bytes.values(), default=0)
+
     def _put(self, worker: str, value: Valued) -> bool:
         of, known = value.item, self._load[worker]
         if of.variant in known or of.memory_bytes > self._free_bytes[worker] or of.variant not in self._makes[worker]:
@@ -113,16 +120,22 @@ class Loading:
         return True
 
     def _stay(self, value: Valued) -> None:
+        if value.item.variant not in self.before:
+            return
         for worker in self._load:
             if value.item.variant in self._before[worker]:
                 self._put(worker, value)
 
     def _somewhere(self, value: Valued) -> None:
+        if value.item.memory_bytes > self._room_bytes:
+            return
         variant, free_bytes = value.item.variant, self._free_bytes
         for worker in sorted(self._load, key=lambda w: (variant not in self._before[w], -free_bytes[w], w)):
             if self._put(worker, value):
                 return
 
     def _everywhere(self, value: Valued) -> None:
+        if value.item.memory_bytes > self._room_bytes:
+            return
         for worker in self._load:
             self._put(worker, value)

@@ -38,6 +38,8 @@ class Measured:
         self._choices: dict[tuple[str, float], Choice] = {}
         self.current: dict[str, tuple[Profile, ModelVersion]] = {}
         """By ``variant@group``: profiles of models as they are now."""
+        self.usable: list[tuple[str, str, str]] = []
+        """Of these, ``variant@group``, group and model of those that can be loaded."""
         self.ready: set[str] = set()
         """Models of which something is measured and can be loaded somewhere."""
         self._of_group: dict[str, set[str]] = defaultdict(set)
@@ -47,6 +49,7 @@ class Measured:
                 self.current[profile.key] = profile, model
                 self._of_group[profile.group].add(model.key)
                 if profile.is_usable:
+                    self.usable.append((profile.key, profile.group, model.key))
                     self.ready.add(model.key)
 
     def holds(

@@ -436,9 +436,8 @@ def _routed(asked: Problem, load: Load) -> Allocation:
             variants = frozenset(load.get(worker, ()))
             kinds[group.name, variants, variants - loaded].append(worker)
     pairs, device_ms = asked.pairs, asked.device_ms
-    by_choice: dict[int, NDArray[np.int64]] = {
-        j: np.flatnonzero(pairs.of_choice == j) for j in range(len(asked.choices))
-    }
+    ends = np.cumsum(np.bincount(pairs.of_choice, minlength=len(asked.choices)))
+    by_choice = np.split(np.argsort(pairs.of_choice, kind="stable"), ends[:-1])
     flows: list[NDArray[np.int64]] = []
     rows: list[NDArray[np.int64]] = []
     ceiling = [demand.rows_per_s for demand in asked.classes]

@@ -27,7 +27,7 @@ from broker.copies import Offer, spread
 from broker.loading import Loading
 from broker.measured import Builders, Measured
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
-from broker.worth import Item, Valued, Worth, answering, beaten_by, valued
+from broker.worth import Item, Valued, Worth, answering, beaten_by, standings, valued
 from modelless.labels import shadow_of
 from modelless.messages import (
     Assignment,
@@ -133,6 +133,8 @@ class Planner:
     ) -> None:
         self._scaler, self._solve = scaler or Scaler(), place
         self._measured = Measured({}, {}, {})
+        self._standings: dict[str, tuple[object, Mapping[str, tuple[Worth, float]]]] = {}
+        """By group, :func:`broker.worth.standings`, and what they follow from."""
         self._builders: dict[str, set[Builders]] = {}
         """By scaling group, what its workers can make, whether there are any now or not."""
         self._accuracy_slack = accuracy_slack
@@ -174,7 +176,6 @@ class Planner:
             if worker.name not in going and not worker.draining:  # who goes keeps what it has
                 groups[worker.group].append(worker)
         assignments = self._absent(before, situation.workers, now_ms)
-        reasons: list[str] = []
         known = [_Group(name, workers, situation, before, measured) for name, workers in sorted(groups.items())]
         allocated = self._allocated(known, default, situation, now_ms)
         used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
@@ -192,8 +193,9 @@ class Planner:
             if of.model.key in default
         ]
         spread(offers, situation.demand, lambda of: loads[of.key.rpartition("@")[2]].add(of))
+        loaded: dict[str, dict[str, list[str]]] = {}
         for group in known:
-            loaded = loads[group.name].fill(used)
+            loaded[group.name] = loads[group.name].fill(used)
             measure = _spread(group, default)
             outdated = self._outdated(group, measure, now_ms)
             quickest = [] if asked else _quickest(group, default)
@@ -201,16 +203,17 @@ class Planner:
                 turn = number % max(1, len(quickest))  # so that each task is soon served by somebody
                 needed = [*loads[group.name].needed[worker.name], *quickest[turn:], *quickest[:turn]]
                 assignments[worker.name] = Assignment(
-                    _in_order(loaded[worker.name], needed, before.get(worker.name)),
+                    _in_order(loaded[group.name][worker.name], needed, before.get(worker.name)),
                     tuple(measure[worker.name]),
                     outdated.get(worker.name, {}),
                 )
-            reasons += _reasons(group, values[group.name], loaded, default | besides)
         fleet = self._fleet(previous, situation, scaled, allocated) if scaled else {}
         same = previous is not None and previous.workers == assignments and previous.fleet == fleet
         if same and previous is not None and previous.leader == leader:
             return None
         self._settle(before, assignments, situation, now_ms)
+        served = default | besides
+        reasons = [why for of in known for why in _reasons(of, values[of.name], loaded[of.name], served)]
         if len(reasons) > REASONS_MAX:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
@@ -234,7 +237,11 @@ class Planner:
         wants = {f"{variant}@{group.name}": 0.0 for variant in shadows}
         wants.update({key: rate for key, (rate, _) in self._wants.items()})
         ran = used & situation.rates.keys()
-        return valued(group.items, default, besides, ran, wants, group.loaded, self._accuracy_slack)
+        by, standing = self._standings.get(group.name, (None, {}))
+        if by != (group.items, default, besides):
+            standing = standings(group.items, default, besides, self._accuracy_slack)
+            self._standings[group.name] = (group.items, default, besides), standing
+        return valued(group.items, standing, ran, wants, group.loaded)
 
     def _scaled(
         self, previous: Plan | None, situation: Situation, choices: Sequence[placement.Choice]
@@ -624,11 +631,11 @@ def _choices(
     groups = situation.scaling.keys() | {worker.group for worker in situation.workers}
     slowness = {group: round(max(1.0, situation.slowness.get(group, 1.0)), 1) for group in groups}
     found = []
-    for key, (profile, model) in measured.current.items():
-        if profile.group in groups and profile.is_usable and (model.key in default or model.key in named):
-            choice = measured.choice(key, slowness[profile.group])
-            found += [choice] if model.key in default else []
-            found += [replace(choice, task=_by_name(model.key))] if model.key in named else []
+    for key, group, model in measured.usable:
+        if group in groups and (model in default or model in named):
+            choice = measured.choice(key, slowness[group])
+            found += [choice] if model in default else []
+            found += [replace(choice, task=_by_name(model))] if model in named else []
     return found
 
 

@@ -26,19 +26,19 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import e, exp, inf, log
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from broker.ranking import Teams
 
-TARGET = 0.2
+TARGET: Final = 0.2
 """Of their slack that queries should wait for devices in demand."""
-LEARN_MS = 2000.0
+LEARN_MS: Final = 2000.0
 """The level rises by 1 in little more than that if queries have to wait for all of their slack, and falls by 1 in so
 long if they do not wait at all; in between by less, in proportion, and when it falls by its square."""
-LEVEL_MAX = 10.0
+LEVEL_MAX: Final = 10.0
 """Of more nobody has to know how much; it only has to be a number."""
-TEAMS_MAX = 1024
+TEAMS_MAX: Final = 1024
 """Whose levels are remembered."""
 
 

@@ -21,26 +21,28 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import exp, inf, log
+from typing import Final
 
 from modelless.messages import BatchTime
 
-_WEIGHT = 0.05
-_RATIO_MAX = 2.0
+_WEIGHT: Final = 0.05
+_RATIO_MAX: Final = 2.0
 """Of one batch's time to the living median, either way; what is beyond counts as this."""
-_TAIL_STEP = 0.1
-_TAIL = 0.99
-MARGIN_MAX = 1.25
+_TAIL_STEP: Final = 0.1
+_TAIL: Final = 0.99
+MARGIN_MAX: Final = 1.25
 """Times the median: the most that a batch is kept smaller for a long tail, which is seldom in the batch's size."""
-QUIET_MS = 5_000.0
+QUIET_MS: Final = 5_000.0
 """Without a batch for so long, what was learned begins to be forgotten."""
-RELAX_MS = 30_000.0
+RELAX_MS: Final = 30_000.0
 """Time constant of forgetting: a factor of 3 is one of 1.5 after so long."""
-_FORGOTTEN = 0.01
-_USEFUL_SHARE = 0.95
+_FORGOTTEN: Final = 0.01
+_USEFUL_SHARE: Final = 0.95
 """Of the best throughput; batches larger than the first that reaches it only block the device for longer."""
-_FAIR_SHARE = 0.5
+_FAIR_SHARE: Final = 0.5
 """Likewise; to make smaller batches than the first that reaches it, lest they block the device, costs all more."""
-_SCALE_MIN, _SCALE_MAX = 0.1, 20.0
+_SCALE_MIN: Final = 0.1
+_SCALE_MAX: Final = 20.0
 
 
 class LatencyTable:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,18 +47,19 @@ if TYPE_CHECKING:
 
 SIZES = tuple(1 << power for power in range(11))
 """Numbers of rows for which lat(b) is held; between them it is linear, above them it grows in proportion."""
-BLOCK = 32
+BLOCK: Final = 32
 """Candidates that enter a front at once."""
-FRONT_MAX = 1024
+FRONT_MAX: Final = 1024
 """From that size on everything that comes is in the front of its class."""
-SCANS_MAX = 8
+SCANS_MAX: Final = 8
 """Of large fronts, before a view of them is made."""
-VIEWS_MAX = 256
+VIEWS_MAX: Final = 256
 """Of one target: preferences times numbers of rows."""
-IN_FRONT, UNDECIDED = -1, -2
+IN_FRONT: Final = -1
+UNDECIDED: Final = -2
 """In place of a witness."""
 
-TINY = 1e-300
+TINY: Final = 1e-300
 
 Flags = npt.NDArray[np.bool_]
 

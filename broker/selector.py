@@ -21,7 +21,7 @@ leaves every comparison as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from broker.catalog import Candidate, Target
 from broker.ledger import Entry
@@ -30,7 +30,7 @@ from broker.ranking import Ranking, Teams
 from broker.view import NEVER, Bounds
 from modelless.messages import Prefer
 
-THRIFT = 0.05
+THRIFT: Final = 0.05
 """Of an answer's worth: device time that is given up for a lower cost."""
 
 Waits = Callable[[Sequence[Teams], Entry, float], Sequence[float]]

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import exp, inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.devices import Sent, Worker
 from broker.groups import Group
@@ -36,12 +36,15 @@ from broker.statistics import Statistics
 from modelless import frames
 from modelless.messages import RecordId
 
-BURST = 64.0
+BURST: Final = 64.0
 """Queries that may be hedged at once, when none was for a while."""
-PATIENCE_MS = 5.0
+PATIENCE_MS: Final = 5.0
 """For an answer to a recall, or for outcomes that we have not read yet because we were slow ourselves."""
-SLACK_MS, SLACK_MS_MIN, SLACK_MS_MAX = 20.0, 5.0, 5_000.0
-_TAIL, _TAIL_STEP = 0.99, 0.1
+SLACK_MS: Final = 20.0
+SLACK_MS_MIN: Final = 5.0
+SLACK_MS_MAX: Final = 5_000.0
+_TAIL: Final = 0.99
+_TAIL_STEP: Final = 0.1
 
 
 class Hedge(NamedTuple):

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import or_
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +23,15 @@ from modelless.messages import Prefer
 if TYPE_CHECKING:
     from broker.catalog import Candidate
 
-EXACT_MAX = 512
+EXACT_MAX: Final = 512
 """Candidates in all fronts together up to which each has a bucket of its own."""
-BUCKETS_MAX = 128
+BUCKETS_MAX: Final = 128
 """Of more than these."""
-GONE, UNLOADED = 0, 1
+GONE: Final = 0
+UNLOADED: Final = 1
 """In place of a class: no candidate any more; those that nobody has loaded."""
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 Floats = npt.NDArray[np.float64]
 Slots = npt.NDArray[np.int32]

@@ -98,22 +98,13 @@ def answering(
     return default, besides - default
 
 
-def valued(
-    items: Sequence[Item],
-    default: Set[str],
-    besides: Set[str],
-    used: Set[str],
-    wants: Mapping[str, float],
-    loaded: Set[str],
-    accuracy_slack: float,
-) -> list[Valued]:
-    """Every item of one group, the most valuable first.
+def standings(
+    items: Sequence[Item], default: Set[str], besides: Set[str], accuracy_slack: float
+) -> dict[str, tuple[Worth, float]]:
+    """(worth, rank) by ``variant@group`` of the items of one group that are worth something, used and wanted or not.
 
     Args:
         default, besides: as of :func:`answering`.
-        used: what ran lately, as ``variant@group``.
-        wants: rows a second, by ``variant@group``.
-        loaded: variants that are loaded; of two that are worth the same, the loaded one is worth more.
         accuracy_slack: how much less accurate than the best a query may be answered that asks for nothing special.
     """
     of_task: dict[str, list[Item]] = defaultdict(list)
@@ -133,9 +124,27 @@ def valued(
                 worth = rest if place else first
                 if each.key not in best or worth < best[each.key][0]:
                     best[each.key] = worth, float(place)
+    return best
+
+
+def valued(
+    items: Sequence[Item],
+    standing: Mapping[str, tuple[Worth, float]],
+    used: Set[str],
+    wants: Mapping[str, float],
+    loaded: Set[str],
+) -> list[Valued]:
+    """Every item of one group, the most valuable first.
+
+    Args:
+        standing: as of :func:`standings`.
+        used: what ran lately, as ``variant@group``.
+        wants: rows a second, by ``variant@group``.
+        loaded: variants that are loaded; of two that are worth the same, the loaded one is worth more.
+    """
     found = []
     for each in items:
-        worth, rank = best.get(each.key, (Worth.NOTHING, 0.0))
+        worth, rank = standing.get(each.key, (Worth.NOTHING, 0.0))
         if each.key in used:
             worth = Worth.USED
         elif each.key in wants:
@@ -173,4 +182,4 @@ def _ordered(items: Sequence[Item], accuracy_slack: float) -> list[Item]:
     cheapest = min(accurate, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant))
     fastest = min(accurate, key=lambda each: (each.point.latency_ms, each.point.cost, each.variant))
     rest = sorted(kept, key=lambda each: (-each.point.accuracy, each.point.cost, each.variant))
-    return list(dict.fromkeys([cheapest, fastest, *rest]))
+    return list({each.key: each for each in (cheapest, fastest, *rest)}.values())

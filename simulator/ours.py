@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
 
 from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.demand import DemandMeter
@@ -28,12 +29,12 @@ from simulator.facts import INF, Portfolio, SimulatedQuery
 from simulator.world import Device, Running, World
 from workers.device_queue import Answer, DeviceQueue, Run, Tell
 
-PLAN_INTERVAL_MS = 500.0
-STATE_INTERVAL_MS = 500.0
-JUDGE_INTERVAL_MS = 100.0
-LOOK_INTERVAL_MS = 1000.0
-LATENCY_MS_DEFAULT = 30_000.0
-SOLVE_S_MAX = 5.0
+PLAN_INTERVAL_MS: Final = 500.0
+STATE_INTERVAL_MS: Final = 500.0
+JUDGE_INTERVAL_MS: Final = 100.0
+LOOK_INTERVAL_MS: Final = 1000.0
+LATENCY_MS_DEFAULT: Final = 30_000.0
+SOLVE_S_MAX: Final = 5.0
 """The planner gets more real time than beside a fleet, so that what it finds does not depend on this machine."""
 TOPIC = "queries"
 _SPEC = (TensorSpec("x", "FP32", (-1, 1)),)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Final
 
 from simulator.collector import paused, spared
 from simulator.facts import GroupSpec, Placement, Portfolio, SimulatedQuery
 from simulator.world import Device, Fault, Load, Policy, Rental, Running, World
 
-_TOLD_EVERY = 256
+_TOLD_EVERY: Final = 256
 """Queries between two reports of progress."""
 
 
@@ -104,14 +105,17 @@ class _TimedWorld(World):
     timed: _Timed
 
     def at(self, at_ms: float, event: Callable[[], None]) -> None:
-        timed = self.timed
+        super().at(at_ms, _TimedEvent(self.timed, event))
 
-        def measured() -> None:
-            began_s = perf_counter()
-            event()
-            timed.spent_s += perf_counter() - began_s
 
-        super().at(at_ms, measured)
+class _TimedEvent:
+    def __init__(self, timed: _Timed, event: Callable[[], None]) -> None:
+        self._timed, self._event = timed, event
+
+    def __call__(self) -> None:
+        began_s = perf_counter()
+        self._event()
+        self._timed.spent_s += perf_counter() - began_s
 
 
 class _Timed:

@@ -23,15 +23,15 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from math import exp, log
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from simulator.facts import INF, GroupSpec, Placement, Portfolio, SimulatedQuery, VariantProfile
 
-Z99 = 2.3263478740408408
+Z99: Final = 2.3263478740408408
 """99th percentile of the standard normal distribution."""
-_DRAWS = 4096
+_DRAWS: Final = 4096
 
 
 class PolicyError(Exception):

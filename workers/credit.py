@@ -12,16 +12,16 @@ broker keeps a floor, so that one that announces nothing yet can start at once.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from modelless.frames import Demand
 
 Link = TypeVar("Link", bound=Hashable)
 
-FLOOR_SHARE = 0.1
+FLOOR_SHARE: Final = 0.1
 """Of the cap, divided equally among all brokers before urgency decides about the rest."""
-SLACK_MS_MIN = 1.0
-SLACK_MS_DEFAULT = 30_000.0
+SLACK_MS_MIN: Final = 1.0
+SLACK_MS_DEFAULT: Final = 30_000.0
 """Slack of work without a deadline."""
 
 

@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from math import inf
+from typing import Final
 
 from modelless.frames import (
     Backlog,
@@ -44,13 +45,15 @@ from workers import rows
 from workers.bisect import Culprit, after_bad_end
 from workers.credit import Cap, divide
 
-CREDIT_RISE_MIN, CREDIT_FALL_MIN = 0.1, 0.5
+CREDIT_RISE_MIN: Final = 0.1
+CREDIT_FALL_MIN: Final = 0.5
 """A window that rose or fell by less than this share is not announced: a frame costs more than it would gain."""
-BACKLOG_SHARE_MIN, BACKLOG_MS_MIN = 0.2, 1.0
+BACKLOG_SHARE_MIN: Final = 0.2
+BACKLOG_MS_MIN: Final = 1.0
 """A broker that is wrong by less about what the device has to do is not told."""
-DEMAND_SHARE_MIN = 0.5
+DEMAND_SHARE_MIN: Final = 0.5
 """Likewise about what the other brokers have queued."""
-CALL_SHARE = 2.0
+CALL_SHARE: Final = 2.0
 """Times its part of the room, by its queue, is what a broker is called for: some have nothing of that variant."""
 
 
@@ -474,7 +477,8 @@ class DeviceQueue:
         runnable = [piece for piece in self._pieces if self._runnable(piece)]
         if not runnable:
             return
-        runnable.sort(key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.is_offline, p.order))
+        if len(runnable) > 1:
+            runnable.sort(key=lambda p: (p.held.batch.shadow, p.deadline_ms, p.is_offline, p.order))
         pieces = self._running = (runnable[0], *self._company(runnable[0], runnable[1:], now_ms))
         self._pieces = [piece for piece in self._pieces if piece not in pieces]
         if len(self._links) > 1:
@@ -661,7 +665,12 @@ class DeviceQueue:
 
 
 def _deadline_ms(batch: Batch, indices: Iterable[int]) -> float:
-    return min((d for i in indices if (d := batch.items[i].deadline_ms) is not None), default=inf)
+    items, earliest_ms = batch.items, inf
+    for i in indices:
+        deadline_ms = items[i].deadline_ms
+        if deadline_ms is not None and deadline_ms < earliest_ms:
+            earliest_ms = deadline_ms
+    return earliest_ms
 
 
 def _cost_ms(piece: _Piece) -> float:
