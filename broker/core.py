@@ -339,9 +339,12 @@ class Core:
     def wake_at_ms(self) -> float:
         """When ``poll`` has something to do without a further event; inf for never."""
         if self._wake_ms is None:
-            groups_ms = [group.wake_ms(self._polled_ms) for group in self.groups.values()]
-            quotas_ms = self.quotas.wake_ms(self._polled_ms)
-            self._wake_ms = min([self._parked_ms, self._stragglers.wake_ms, quotas_ms, *groups_ms])
+            wake_ms = min(self._parked_ms, self._stragglers.wake_ms)
+            if self.quotas:
+                wake_ms = min(wake_ms, self.quotas.wake_ms(self._polled_ms))
+            for group in self.groups.values():
+                wake_ms = min(wake_ms, group.wake_ms(self._polled_ms))
+            self._wake_ms = wake_ms
         return self._wake_ms
 
     @property

@@ -203,12 +203,13 @@ class Worker:
         return sent[:-1] if len(sent) > 1 and sent[-1].is_offline else sent
 
     def _changed(self) -> None:
-        if not self.sent:
+        counting = self._counting
+        if not counting:
             self.room_ms = self.ends_ms - (self.lead_ms if self.is_next else 0.0) if self.is_shared else -NEVER
-        elif self.unsettled_ms >= self.window_ms:
+        elif sum([sent.cost_ms for sent in counting]) >= self.window_ms:
             self.room_ms = NEVER
         else:
-            last = self._counting[-1]
+            last = counting[-1]
             lead_ms = self._lead_ms(last.cost_ms, last.margin_ms)
             self.room_ms = self.ends_ms - (lead_ms if self.is_next else min(lead_ms, 0.0))
         self.room_offline_ms = NEVER if self._yielding is not None else self.room_ms

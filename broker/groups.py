@@ -67,6 +67,7 @@ class Group:
         self._rooms_ms: list[tuple[float, float]] | None = None
         """Of each crew: with a deadline, and without."""
         self._overdue_ms: float | None = None
+        self._is_shared: bool | None = None
         self._waiting: list[tuple[VariantQueue, _Team]] | None = None
         """What somebody waits in, until a queue has another head; so is the next one."""
         self._head_ms: float | None = None
@@ -118,7 +119,7 @@ class Group:
             self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
     def _worker_changed(self) -> None:
-        self._ends_ms = self._rooms_ms = self._overdue_ms = self._send_ms = self._ahead_ms = None
+        self._ends_ms = self._rooms_ms = self._overdue_ms = self._is_shared = self._send_ms = self._ahead_ms = None
         self._withheld_ms = -NEVER
         self._firsts_end_ms.clear()
         self._on_change()
@@ -163,45 +164,39 @@ class Group:
         """From when on a worker has room for something that waits; inf: not before one of them says something."""
         if self._send_ms is None:
             waiting = self._queues_waiting()
-            if self._rooms_ms is None:
-                there = [[worker for worker in crew if not worker.draining] for crew in self._crews]
-                self._rooms_ms = [
-                    (
-                        min([worker.room_ms for worker in crew], default=NEVER),
-                        min([worker.room_offline_ms for worker in crew], default=NEVER),
-                    )
-                    for crew in there
-                ]
-            rooms_ms, withheld_ms = self._rooms_ms, self._withheld_ms
-            self._send_ms = min(
-                [
-                    max(rooms_ms[crew][1], withheld_ms) if queue.is_offline else rooms_ms[crew][0]
-                    for queue, team in waiting
-                    for crew in team.crews
-                ],
-                default=NEVER,
-            )
+            if waiting and self._rooms_ms is None:
+                self._rooms_ms = [_rooms_ms(crew) for crew in self._crews]
+            rooms_ms, send_ms = self._rooms_ms or [], NEVER
+            for queue, team in waiting:
+                for crew in team.crews:
+                    room_ms, offline_ms = rooms_ms[crew]
+                    send_ms = min(send_ms, max(offline_ms, self._withheld_ms) if queue.is_offline else room_ms)
+            self._send_ms = send_ms
         return self._send_ms
 
     @property
     def overdue_ms(self) -> float:
         """From when on a worker is overdue with what another one could run as well; inf: there is none."""
         if self._overdue_ms is None:
-            workers = [
-                worker for worker in self.workers.values() if worker.sent and len(worker.front.candidate.team) > 1
-            ]
-            self._overdue_ms = min([worker.overdue_ms for worker in workers], default=NEVER)
+            overdue_ms = NEVER
+            for worker in self.workers.values():
+                if worker.overdue_ms < overdue_ms and worker.sent and len(worker.front.candidate.team) > 1:
+                    overdue_ms = worker.overdue_ms
+            self._overdue_ms = overdue_ms
         return self._overdue_ms
 
     @property
     def due_ms(self) -> float:
         """From when on there may be something to do, unless something is said before."""
-        return min(self.head_ms, self.send_ms, self.overdue_ms, self._tell_ms)
+        return min(min(self.head_ms, self.send_ms), min(self.overdue_ms, self._tell_ms))
 
     def wake_ms(self, polled_ms: float) -> float:
         """When there is something to do that could not be done at ``polled_ms``."""
-        times_ms = [at_ms for at_ms in (self.send_ms, self.overdue_ms) if at_ms > polled_ms]
-        return min([self.head_ms, *times_ms])
+        wake_ms = self.head_ms
+        for at_ms in (self.send_ms, self.overdue_ms):
+            if polled_ms < at_ms < wake_ms:
+                wake_ms = at_ms
+        return wake_ms
 
     @property
     def _tell_ms(self) -> float:
@@ -241,7 +236,9 @@ class Group:
     @property
     def is_shared(self) -> bool:
         """Other brokers send to its workers too."""
-        return any(worker.is_shared for worker in self.workers.values())
+        if self._is_shared is None:
+            self._is_shared = any(worker.is_shared for worker in self.workers.values())
+        return self._is_shared
 
     def waits_ms(self, teams: tuple[frozenset[str], ...], order_ms: float, now_ms: float) -> list[float]:
         """Predicted time until the first worker of each team has run what comes before an entry at that place."""
@@ -335,6 +332,15 @@ class Group:
                     if crew in known.crews:
                         known.crews.append(others)
                 self._worker_changed()
+
+
+def _rooms_ms(crew: list[Worker]) -> tuple[float, float]:
+    """From when on one of these workers has room: with a deadline, and without."""
+    room_ms = offline_ms = NEVER
+    for worker in crew:
+        if not worker.draining:
+            room_ms, offline_ms = min(room_ms, worker.room_ms), min(offline_ms, worker.room_offline_ms)
+    return room_ms, offline_ms
 
 
 def _of_firsts(crews_of: list[list[int]], ms: list[float]) -> list[float]:

@@ -198,6 +198,11 @@ class _Link:
         return of.deadline_ms
 
     @property
+    def waits(self) -> bool:
+        """It has something queued."""
+        return self.demand is not None and self.demand.backlog_ms > 0
+
+    @property
     def queued_ms(self) -> float:
         """With a deadline."""
         of = self.demand
@@ -255,9 +260,11 @@ class DeviceQueue:
 
     def demand(self, link: int, demand: Demand) -> None:
         """How urgent a broker's queue is."""
-        if link in self._links:
-            self._links[link].demand = demand
-            self._regrant = True
+        of = self._links.get(link)
+        if of is not None:
+            waited, of.demand = of.waits, demand
+            if len(self._links) > 1 or of.waits != waited:
+                self._regrant = True
 
     def push(self, link: int, batch: Batch) -> None:
         """A batch arrived. It is returned at once when it cannot run here: not loaded, draining, or not a batch."""
@@ -380,9 +387,11 @@ class DeviceQueue:
 
     def poll(self, now_ms: float) -> list[Instruction]:
         """Expire, start, call, tell, grant; everything that the shell has to do now, in order."""
-        self._expire(now_ms)
-        self._start(now_ms)
-        self._call_for_company()
+        if self._pieces:
+            self._expire(now_ms)
+            self._start(now_ms)
+        if self._arrived:
+            self._call_for_company()
         if self._is_shared:
             self._tell_backlog(now_ms)
         self._grant(now_ms)
@@ -604,11 +613,9 @@ class DeviceQueue:
         self._regrant, self._granted_ms = False, now_ms
         cap_ms = 0.0 if self._paused or self._draining else self._cap.cap_ms
         demands = {number: link.demand for number, link in self._links.items()}
-        publishing_ms = self._publishing_ms()
         for number, share_ms in divide(cap_ms, demands, now_ms).items():
             link = self._links[number]
-            waits = link.demand is not None and link.demand.backlog_ms > 0
-            window_ms = share_ms + publishing_ms.get(number, 0.0) if cap_ms and waits else share_ms
+            window_ms = share_ms + self._publishing_ms(number) if cap_ms and link.waits else share_ms
             change_ms = window_ms - link.window_ms
             if change_ms > CREDIT_RISE_MIN * link.window_ms or -change_ms > CREDIT_FALL_MIN * link.window_ms:
                 link.window_ms = window_ms
@@ -654,14 +661,11 @@ class DeviceQueue:
                 link.ends_ms, link.others_ms, link.is_next = now_ms + backlog_ms, others_ms, is_next
                 self._out.append(Tell(number, Backlog(backlog_ms, link.last_batch, others_ms, is_next)))
 
-    def _publishing_ms(self) -> dict[int, float]:
-        """By link, what has left the device and is not settled."""
+    def _publishing_ms(self, link: int) -> float:
+        """Of a link, what has left the device and is not settled."""
         on_device = {id(piece.held) for piece in (*self._pieces, *self._running)}
-        publishing_ms: dict[int, float] = {}
-        for held in self._held.values():
-            if id(held) not in on_device:
-                publishing_ms[held.link] = publishing_ms.get(held.link, 0.0) + held.batch.cost_ms
-        return publishing_ms
+        publishing = [held for held in self._held.values() if held.link == link and id(held) not in on_device]
+        return sum([held.batch.cost_ms for held in publishing], 0.0)
 
 
 def _deadline_ms(batch: Batch, indices: Iterable[int]) -> float:
