@@ -203,6 +203,15 @@ def test_the_first_one_may_win_too() -> None:
     assert stalled.core.statistics.outcomes == {("OK", "t"): 1}
 
 
+def test_who_ends_its_run_before_the_hedge_wakes_nobody() -> None:
+    stalled = Stalled()
+    stalled.bench.poll(OVERDUE_MS)
+    assert stalled.core.wake_at_ms() == HALF_MS
+    stalled.outcome(stalled.first, stalled.batch, 100)
+    assert stalled.bench.poll(100) == []
+    assert stalled.core.wake_at_ms() == float("inf")
+
+
 @pytest.mark.parametrize("how", ["returned", "lost", "forgotten"])
 def test_who_is_left_answers_when_the_other_one_will_not(how: str) -> None:
     stalled = Stalled()
