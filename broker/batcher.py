@@ -141,11 +141,11 @@ class VariantQueue:
 
     def _put(self, entry: Entry, key: tuple[float, int]) -> None:
         entry.sort_key, entry.place = key, self
-        waiting = self._waiting
-        if waiting and key < waiting[-1][:2]:
-            insort(waiting, (*key, entry))
+        waiting, place = self._waiting, (key[0], key[1], entry)
+        if waiting and place < waiting[-1]:  # no two have the same key
+            insort(waiting, place)
         else:
-            waiting.append((*key, entry))
+            waiting.append(place)
         self.rows += entry.rows
         if entry.account is not None:
             self.accounts[entry.account] += 1

@@ -861,8 +861,7 @@ class Core:
 
     def _settle_ok(self, sent: Sent, now_ms: float) -> None:
         """Everything that is left of the batch was answered OK."""
-        finish = self.ledger.finish
-        answered = [entry for entry in sent.entries.values() if entry.state is State.SENT and finish(entry)]
+        answered = [each for each in sent.entries.values() if each.state is State.SENT and self.ledger.finish(each)]
         self._answered(answered, "OK", now_ms)
 
     def _settle(self, sent: Sent, entry: Entry, item: frames.ItemOutcome, now_ms: float) -> None:
@@ -994,8 +993,10 @@ def _asked(entry: Entry) -> str:
 def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:
     of = sent.candidate
     layout = of.layout
-    items = [
-        frames.Item(
+    items: list[frames.Item] = []
+    for entry in entries:
+        source, address = entry.source, entry.address
+        item = frames.Item(
             source.record,
             address.id,
             entry.rows,
@@ -1012,9 +1013,7 @@ def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...
             entry.attempts,
             0 if layout is None else layout.own_length(entry.inputs),
         )
-        for entry in entries
-        for source, address in ((entry.source, entry.address),)
-    ]
+        items.append(item)
     return frames.Batch(
         sent.batch,
         of.variant,

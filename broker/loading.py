@@ -32,6 +32,8 @@ class Loading:
         values: Sequence[Valued],
     ) -> None:
         self._free_bytes, self._makes, self._before = dict(memory_bytes), makes, before
+        self._room_bytes = max(memory_bytes.values(), default=0)
+        """Of the worker with the most memory left: what needs more has no place."""
         self._values, self._by_variant = values, {value.item.variant: value for value in values}
         self._load: dict[str, dict[str, Valued]] = {worker: {} for worker in memory_bytes}
         self.needed: dict[str, list[str]] = {worker: [] for worker in memory_bytes}
@@ -103,11 +105,6 @@ class Loading:
             for worker, known in self._load.items()
         }
 
-    @property
-    def _room_bytes(self) -> int:
-        """Of the worker with the most memory left: what needs more has no place."""
-        return max(self._free_bytes.values(), default=0)
-
     def _put(self, worker: str, value: Valued) -> bool:
         of, known = value.item, self._load[worker]
         if of.variant in known or of.memory_bytes > self._free_bytes[worker] or of.variant not in self._makes[worker]:
@@ -116,6 +113,7 @@ class Loading:
             return False
         known[of.variant] = value
         self._free_bytes[worker] -= of.memory_bytes
+        self._room_bytes = max(self._free_bytes.values())
         self.copies[of.variant] += 1
         return True
 
