@@ -38,6 +38,8 @@ class Measured:
         self._choices: dict[tuple[str, float], Choice] = {}
         self.current: dict[str, tuple[Profile, ModelVersion]] = {}
         """By ``variant@group``: profiles of models as they are now."""
+        self.of_task: dict[str, set[str]] = defaultdict(set)
+        """Variants that were tried, by their models' tasks."""
         self.usable: list[tuple[str, str, str]] = []
         """Of these, ``variant@group``, group and model of those that can be loaded."""
         self.ready: set[str] = set()
@@ -45,6 +47,8 @@ class Measured:
         self._of_group: dict[str, set[str]] = defaultdict(set)
         for profile in profiles.values():
             model = models.get(split_variant(profile.variant)[0])
+            if model is not None:
+                self.of_task[model.task].add(profile.variant)
             if model is not None and profile.digest == model.digest:
                 self.current[profile.key] = profile, model
                 self._of_group[profile.group].add(model.key)

@@ -291,12 +291,8 @@ class Planner:
         allocated: Mapping[str, Sequence[str]],
     ) -> dict[str, GroupTarget]:
         """How many workers the groups are to have; why is told anew only with another number."""
-        asked = {each.task for each in situation.demand}
-        by_task = {
-            profile.variant
-            for profile in situation.profiles.values()
-            if (model := situation.models.get(split_variant(profile.variant)[0])) is not None and model.task in asked
-        }
+        of_task = self._measured.of_task
+        by_task = {variant for task in {each.task for each in situation.demand} for variant in of_task.get(task, ())}
         fleet = self._scaler.targets(scaled, situation.rates.keys(), allocated, by_task)
         before = previous.fleet if previous is not None else {}
         return {
