@@ -24,6 +24,8 @@ from modelless.topics import Topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 ROWS = 6_000
+AS_TYPED = ("env", "--default-signal=INT")
+"""What a shell starts in the background, these tests perhaps, ignores Ctrl-C, and so do its children."""
 
 
 async def run(file: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -35,7 +37,7 @@ async def run(file: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 def interrupted(command: list[str], journal: Path) -> tuple[int, str]:
     """Its exit status and what it says when it is interrupted after some answers."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*AS_TYPED, *command], stderr=subprocess.PIPE, text=True)
     end_s = time.monotonic() + 60
     while not journal.exists() or journal.stat().st_size < 20_000:
         assert process.poll() is None
