@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 import safetensors.torch
 import tiny_networks
 import torch
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from padded_models import OUTPUTS
 from padded_models import SPECS as PADDED
 from tiny_networks import X, Y
+from worker_builders import ENV, write_onnx
 from worker_builders import X as ONNX_X
 from worker_builders import Y as ONNX_Y
-from worker_builders import write_onnx
 
 from modelless.frames import BatchTensor
 from workers import builders, hardware
@@ -28,6 +29,16 @@ from workers.executor import ChildExecutor, ExecutionError, LoadSpec
 from workers.formats import Array, FormatError, Source, refuse_foreign
 
 ROWS = np.random.default_rng(0).standard_normal((128, 3, 8, 8)).astype("<f4")
+WITH_CHILD = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def child() -> AsyncIterator[ChildExecutor]:
+    """One for all: its frameworks take longer to import than what is asked of them here."""
+    executor = await ChildExecutor.spawn("cpu", 1, lambda _: None, ENV)
+    yield executor
+    assert executor.alive
+    await executor.close()
 
 
 @pytest.fixture
@@ -85,6 +96,7 @@ def refused(name: str) -> str | None:
 
 
 @pytest.mark.slow
+@WITH_CHILD
 async def test_eager_torch(child: ChildExecutor, tmp_path: Path) -> None:
     """bfloat16 and int8 answer float32, close to what float32 answers, and not the same."""
     whole, half, eight = (spec(tmp_path, name, "small") for name in ("torch-fp32", "torch-bf16", "torch-int8"))
@@ -98,6 +110,7 @@ async def test_eager_torch(child: ChildExecutor, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@WITH_CHILD
 async def test_exported(child: ChildExecutor, tmp_path: Path, calibration: Path) -> None:
     """ONNX and OpenVINO answer as torch does; quantised, nearly so. What cannot be built says why."""
     for name, most in (("onnx-fp32", 1e-4), ("openvino-fp32", 1e-4), ("onnx-int8", 0.2)):
@@ -117,6 +130,7 @@ async def test_exported(child: ChildExecutor, tmp_path: Path, calibration: Path)
 
 
 @pytest.mark.slow
+@WITH_CHILD
 async def test_exits(child: ChildExecutor, tmp_path: Path, calibration: Path) -> None:
     """Exit k is the network cut there, eagerly and exported; an ordinary network has none."""
     answers = []
@@ -133,6 +147,7 @@ async def test_exits(child: ChildExecutor, tmp_path: Path, calibration: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@WITH_CHILD
 async def test_compiled(child: ChildExecutor, tmp_path: Path) -> None:
     """Ahead of time, for every batch size, while the child goes on serving; nothing is left behind."""
     if (reason := refused("torch-compile")) is not None:
@@ -158,6 +173,7 @@ async def test_compiled(child: ChildExecutor, tmp_path: Path) -> None:
         await child.load(replace(compiled, built=tmp_path / "junk.pt2"))
 
 
+@WITH_CHILD
 async def test_an_onnx_artifact_is_not_built_unless_it_is_quantised(child: ChildExecutor, tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx")
     for name in ("onnx-fp32", "openvino-fp32"):
@@ -225,6 +241,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("builder", ["torch-fp32", "onnx-fp32", "openvino-fp32", "torch-compile"])
+@WITH_CHILD
 async def test_a_network_of_rows_that_are_padded(
     child: ChildExecutor, tmp_path: Path, builder: str, calibrated: bool
 ) -> None:
