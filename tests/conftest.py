@@ -1,4 +1,4 @@
-"""One real Kafka for the whole session, and a configuration of its own for every test."""
+"""One real Kafka for the whole session of a process, and a configuration of its own for every test."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ registration.NOBODY_S = 60.0  # likewise: brokers and workers take their time to
 
 
 ON_KAFKA = ("kafka", "faults")
-"""Folders of what runs on the session's Kafka node, in the order in which it does; what is near a deadline comes last,
-when the other process may have nothing left to do."""
+"""Folders of what runs on a Kafka node of the session, in the order in which it does."""
+WAITING = ("test_planning.py", "test_usage.py", "test_embedded.py", "test_restarts.py")
+"""Files of theirs that wait more than they compute, or start nodes of their own: last of all, beside what is near a
+deadline, they go to whoever is free."""
 
 
 def pytest_sessionstart() -> None:
@@ -40,19 +42,28 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {folder: place for place, folder in enumerate(ON_KAFKA)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(ON_KAFKA)))
+    rest, last = len(ON_KAFKA), len(ON_KAFKA) + 1
+
+    def place(path: Path) -> int:
+        if path.parent.name not in ON_KAFKA:
+            return rest
+        return last + WAITING.index(path.name) if path.name in WAITING else ON_KAFKA.index(path.parent.name)
+
+    items.sort(key=lambda item: place(item.path))
 
 
 class _KafkaInOneProcess(LoadFileScheduling):
-    """One of the processes has all that needs Kafka, from the beginning; the files of the rest go to the others.
+    """One of the processes has what puts load on Kafka, from the beginning; the files of the rest go to the others.
 
-    So there is one node, no two systems are beside each other on it, and while they wait somebody computes.
+    So no two loads are beside each other, and while they wait somebody computes. Another process has a node of its own
+    if it comes to tests of those that wait.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = Path(super()._split_scope(nodeid))
-        return "kafka" if path.parent.name in ON_KAFKA else str(path)
+        if path.parent.name not in ON_KAFKA:
+            return str(path)
+        return nodeid if path.name in WAITING else "kafka"
 
 
 @pytest.hookimpl(optionalhook=True)

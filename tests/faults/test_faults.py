@@ -6,21 +6,18 @@ The load and the verifier are an outsider's (confluent-kafka and JSON, see bench
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
+from under import RATE, Under
 
-from benchmarks.kill_rounds import Outsider, Verdict, kill_rounds
-from benchmarks.system import System, running_system, stop
+from benchmarks.kill_rounds import kill_rounds
+from benchmarks.system import System, running_system
 from modelless.embedded import EmbeddedKafka
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
-
-RATE = 150.0
-SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +25,6 @@ def system(kafka: EmbeddedKafka) -> Iterator[System]:
     """Two brokers and two workers on the session's Kafka."""
     with running_system(brokers=2, workers=2, servers=kafka.bootstrap_servers) as running:
         yield running
-
-
-class Under:
-    """A load that runs while the block does; ``verdict`` is there afterwards."""
-
-    verdict: Verdict
-
-    def __init__(self, system: System, seconds: float = SECONDS) -> None:
-        self._outsider = Outsider(system)
-        self._load = threading.Thread(target=self._outsider.load, args=(RATE, seconds))
-
-    def __enter__(self) -> Under:
-        self._load.start()
-        time.sleep(1)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._load.join()
-        self.verdict = self._outsider.verdict()
-        print(self.verdict)
 
 
 def wait_until(what: str, true: object, timeout_s: float = 30) -> None:
@@ -104,16 +81,3 @@ def test_killed_again_and_again(system: System) -> None:
     assert verdict.missing == []
     assert verdict.ok_share >= 0.98
     assert sum(verdict.kills.values()) >= 2
-
-
-def test_kafka_restarts() -> None:
-    """`up` runs the embedded Kafka here: it is killed, comes back on its data, and everybody recovers."""
-    with running_system(workers=1) as own:
-        with Under(own) as under:
-            (java,) = [
-                child for child in psutil.Process(own.up.pid).children(recursive=True) if "java" in child.name().lower()
-            ]
-            java.kill()
-        assert under.verdict.missing == []
-        assert under.verdict.ok_share >= 0.98
-        assert stop(own.up) == 0

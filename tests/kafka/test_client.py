@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 from record_batches import NOT_UTF8, exchange
+from responder import Responder
 
 from modelless import BlockingClient, Client
 from modelless.client_core import reply_partition
-from modelless.codec import decode_cancel, decode_query, encode_reply
+from modelless.codec import encode_reply
 from modelless.config import Config
 from modelless.embedded import EmbeddedKafka
 from modelless.errors import (
@@ -24,78 +23,15 @@ from modelless.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from modelless.headers import read_headers
-from modelless.kafka import make_consumer, make_producer, stop_within
-from modelless.messages import Query, Reply
+from modelless.kafka import make_producer
+from modelless.messages import Reply
 from modelless.tensors import Tensor
-from modelless.topic_settings import create_missing, ensure_task_topic
+from modelless.topic_settings import ensure_task_topic
 from modelless.topics import Topics
 
 pytestmark = pytest.mark.kafka
 
 PIXELS = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-class Responder:
-    """Echoes the inputs as outputs. ``metadata["do"]``: ``ignore``, ``twice``, or a status to answer with."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.topics = Topics(config.kafka.topic_prefix)
-        self.queries: list[tuple[str, Query]] = []
-        self.cancelled: asyncio.Queue[str | None] = asyncio.Queue()
-        self.arrived = asyncio.Event()
-        self.keys: list[bytes | None] = []
-
-    async def __aenter__(self) -> Responder:
-        self.consumer = make_consumer(
-            self.config, self.topics.queries, self.topics.cancel, self.topics.task_queries("digits"), group_id=None
-        )
-        self.producer = make_producer(self.config)
-        await asyncio.gather(self.consumer.start(), self.producer.start())
-        self.task = asyncio.create_task(self.run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        await asyncio.gather(stop_within(self.consumer), stop_within(self.producer))
-
-    async def run(self) -> None:
-        while True:
-            for records in (await self.consumer.getmany(timeout_ms=500)).values():
-                for record in records:
-                    if record.topic == self.topics.cancel:
-                        self.cancelled.put_nowait(decode_cancel(record.value).id)
-                    else:
-                        await self.answer(record)
-
-    async def answer(self, record: Any) -> None:
-        query, _ = decode_query(record.value, read_headers(record.headers))
-        self.queries.append((record.topic, query))
-        self.keys.append(record.key)
-        self.arrived.set()
-        do = query.metadata.get("do", "OK")
-        if do == "ignore":
-            return
-        status = "OK" if do == "twice" else do
-        reply = Reply(
-            id=query.id,
-            query=f"{record.topic}/{record.partition}/{record.offset}",
-            status=status,
-            message=None if status == "OK" else f"answered with {status}",
-            outputs=query.inputs if status == "OK" else (),
-            model="echo",
-            version=1,
-            retry_after_ms=40.0 if status == "RESOURCE_EXHAUSTED" else None,
-        )
-        for _ in range(2 if do == "twice" else 1):
-            await self.producer.send(
-                query.reply_topic or self.topics.replies,
-                encode_reply(reply),
-                partition=query.reply_partition,
-                headers=[("modelless-id", query.id.encode())],
-            )
 
 
 @pytest.fixture
@@ -280,29 +216,3 @@ async def test_blocking_client(config: Config, responder: Responder) -> None:
         BlockingClient.from_config(config).infer({"x": PIXELS}, model="echo")
     many, one = await asyncio.to_thread(work)
     assert (many, one) == (list(range(100)), 7)
-
-
-@pytest.mark.slow
-async def test_survives_a_restart_of_kafka(
-    free_port: int, make_config: Callable[[str], Config], tmp_path: Path
-) -> None:
-    """Queries are sent before, while and after Kafka is killed; each gets its answer."""
-    node = EmbeddedKafka(free_port, tmp_path / "kafka")
-    await asyncio.to_thread(node.start)
-    try:
-        config = make_config(node.bootstrap_servers)
-        await create_missing(config)
-        await ensure_task_topic(config, "digits")
-        async with Responder(config), Client.from_config(config) as client:
-            futures = [client.submit({"x": np.array([0], np.int64)}, model="echo", timeout_s=60)]
-            await futures[0]
-            restart = asyncio.create_task(asyncio.to_thread(lambda: (node.kill(), node.start())))
-            while not restart.done():
-                futures.append(client.submit({"x": np.array([len(futures)], np.int64)}, model="echo", timeout_s=60))
-                await asyncio.sleep(0.05)
-            await restart
-            results = await asyncio.gather(*futures)
-            assert [int(result.output[0]) for result in results] == list(range(len(futures)))
-            assert len(futures) > 20
-    finally:
-        await asyncio.to_thread(node.kill)

@@ -72,6 +72,43 @@ async def first_value(config: Config, topic: str) -> bytes | None:
     return value
 
 
+async def test_follower_and_fleet_live_through_a_crash_of_kafka(
+    free_port: int, tmp_path: Path, make_config: Callable[[str], Config]
+) -> None:
+    config = make_config(f"127.0.0.1:{free_port}")
+    registry = Topics(config.kafka.topic_prefix).registry
+    member = Member("broker", "broker-0", "incarnation", "ready")
+    clock = KafkaClock()
+    seen: asyncio.Queue[bytes | None] = asyncio.Queue()
+    deaths: list[int] = []
+    with EmbeddedKafka(free_port, tmp_path / "data") as node:
+        await create_missing(config)
+        follower = Follower(config, [registry], lambda record: seen.put_nowait(record.value))
+        announcer = Announcer(config, clock, lambda: member)
+        view = FleetView(config, clock, lambda: deaths.append(len(view.members())) if not view.members() else None)
+        for part in (follower, announcer, view):
+            await part.start()
+        await produce(config, registry, b"before")
+        assert await asyncio.wait_for(seen.get(), 10) == b"before"
+
+        node.kill()
+        await asyncio.sleep(7)
+        assert view.brokers() == (member,), "an outage of Kafka is nobody's death"
+        await asyncio.to_thread(node.start)
+
+        await produce(config, registry, b"after")
+        assert await asyncio.wait_for(seen.get(), 30) == b"after"
+        assert seen.empty()
+        announcer.announce()
+        await asyncio.sleep(3)
+        assert (view.brokers(), deaths) == ((member,), [])
+
+        node.kill()
+        async with asyncio.timeout(15):  # nothing hangs while Kafka is down
+            for part in (view, announcer, follower):
+                await part.stop()
+
+
 def test_the_command_keeps_its_data_and_takes_java_along(
     free_port: int, tmp_path: Path, make_config: Callable[[str], Config]
 ) -> None:
@@ -145,40 +182,3 @@ def test_jars_that_cannot_be_fetched_are_an_error_with_what_to_do(free_port: int
     assert done.returncode == 1
     assert "Kafka's jars cannot be fetched" in done.stderr
     assert "kafka.bootstrap_servers" in done.stderr
-
-
-async def test_follower_and_fleet_live_through_a_crash_of_kafka(
-    free_port: int, tmp_path: Path, make_config: Callable[[str], Config]
-) -> None:
-    config = make_config(f"127.0.0.1:{free_port}")
-    registry = Topics(config.kafka.topic_prefix).registry
-    member = Member("broker", "broker-0", "incarnation", "ready")
-    clock = KafkaClock()
-    seen: asyncio.Queue[bytes | None] = asyncio.Queue()
-    deaths: list[int] = []
-    with EmbeddedKafka(free_port, tmp_path / "data") as node:
-        await create_missing(config)
-        follower = Follower(config, [registry], lambda record: seen.put_nowait(record.value))
-        announcer = Announcer(config, clock, lambda: member)
-        view = FleetView(config, clock, lambda: deaths.append(len(view.members())) if not view.members() else None)
-        for part in (follower, announcer, view):
-            await part.start()
-        await produce(config, registry, b"before")
-        assert await asyncio.wait_for(seen.get(), 10) == b"before"
-
-        node.kill()
-        await asyncio.sleep(7)
-        assert view.brokers() == (member,), "an outage of Kafka is nobody's death"
-        await asyncio.to_thread(node.start)
-
-        await produce(config, registry, b"after")
-        assert await asyncio.wait_for(seen.get(), 30) == b"after"
-        assert seen.empty()
-        announcer.announce()
-        await asyncio.sleep(3)
-        assert (view.brokers(), deaths) == ((member,), [])
-
-        node.kill()
-        async with asyncio.timeout(15):  # nothing hangs while Kafka is down
-            for part in (view, announcer, follower):
-                await part.stop()
