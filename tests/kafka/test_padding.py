@@ -36,7 +36,7 @@ builders = ["torch-fp32", "onnx-fp32"]
 [worker]
 factories_allowed = ["tiny_networks"]
 batch_size_max = 32
-measure_s = 2
+measure_s = 1
 """
 SPECIFICATION = """
 name = "masked"
