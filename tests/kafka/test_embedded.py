@@ -105,8 +105,7 @@ async def test_follower_and_fleet_live_through_a_crash_of_kafka(
 
         node.kill()
         async with asyncio.timeout(15):  # nothing hangs while Kafka is down
-            for part in (view, announcer, follower):
-                await part.stop()
+            await asyncio.gather(*(part.stop() for part in (view, announcer, follower)))
 
 
 def test_the_command_keeps_its_data_and_takes_java_along(
