@@ -22,6 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 SAMPLE_MS = 1000.0
 MEMORY_MS = 600_000.0
+SAMPLES_MAX = int(MEMORY_MS / SAMPLE_MS)
 TIMES = 2
 """Once is no habit."""
 NEW = 1.2
@@ -49,7 +50,7 @@ class Bursts:
     def __init__(self, window_ms: float, deviations: float) -> None:
         self._window_ms = window_ms
         self._share = (1 + erf(deviations / sqrt(2))) / 2
-        self._samples: deque[float] = deque(maxlen=int(MEMORY_MS / SAMPLE_MS))
+        self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
         self._sample_ms: float | None = None
         self._usual: Usual | None = None
 

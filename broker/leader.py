@@ -3,6 +3,9 @@
 Owning the one partition of the plan topic in a consumer group of its own says who should lead; that is liveness
 only. Safety is the transactional id, the same for all: whoever opened it last can write, an older one is refused.
 
+What was asked for in the last minutes, which says what bursts there are, is not handed over: every broker announces
+what it is asked for, and a new leader reads these announcements again (:meth:`broker.planner.Planner.remember`).
+
 The leader also writes down how variants live, for those who look and for the next broker that starts.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.errors import KafkaError, ProducerFenced
 
 from broker import placement, sizing
+from broker.bursts import SAMPLES_MAX
 from broker.catalog import Catalog
 from broker.conditions import Conditions
 from broker.demand import total as total_demand
@@ -60,6 +65,8 @@ class _Office:
     fleet: FleetView
     planner: Planner
     solver: Solver
+    past: deque[tuple[float, tuple[Demanded, ...]]]
+    """What was asked for at which time, as far as the planner has not heard it."""
 
 
 class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -151,14 +158,20 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         """With a producer whose start fences whoever led before."""
         transactional_id = f"{self._topics.prefix}.planner"
         producer = make_producer(self._config, transactional_id=transactional_id, enable_idempotence=True)
-        fleet, solver = FleetView(self._config, self._clock, self._news.set), Solver()
+        past: deque[tuple[float, tuple[Demanded, ...]]] = deque(maxlen=SAMPLES_MAX)
+
+        def on_past(at_ms: float, members: Sequence[Member]) -> None:
+            past.append((at_ms, _demand(members)))
+            learn_starts(members, self._start_ms)
+
+        fleet, solver = FleetView(self._config, self._clock, self._news.set, on_past), Solver()
         try:
             await producer.start()
             await fleet.start()
             self._written, self._not_before_s = None, 0.0
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             _log.info("leading")
-            yield _Office(producer, fleet, self._planner(solver), solver)
+            yield _Office(producer, fleet, self._planner(solver), solver, past)
         finally:
             solver.stop()
             await stop_within(producer)
@@ -177,13 +190,15 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         brokers = office.fleet.brokers()
         wants = total_wants(member.wants for member in brokers)
-        demand = total_demand(each for member in brokers for each in member.demand)
         scaling = scalings(self._config.groups, office.fleet.members(), self._start_ms)
-        situation = self._situation(wants, demand, scaling)
+        situation = self._situation(wants, _demand(brokers), scaling)
 
         def decide() -> tuple[Plan | None, float]:
-            began_s = time.thread_time()
-            found = office.planner.plan(self._latest(), situation, self._name, self._clock.now_ms())
+            began_s, now_ms = time.thread_time(), self._clock.now_ms()
+            if office.past:
+                office.planner.remember(situation, [(at_ms, demand) for at_ms, demand in office.past if at_ms < now_ms])
+                office.past.clear()
+            found = office.planner.plan(self._latest(), situation, self._name, now_ms)
             return found, time.thread_time() - began_s
 
         plan, took_s = await asyncio.to_thread(decide)  # beside the loop: it may take longer than a query has time for
@@ -219,6 +234,20 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         return max(candidates, key=lambda plan: plan.epoch, default=None)
 
 
+def _demand(members: Iterable[Member]) -> tuple[Demanded, ...]:
+    """What all brokers together are asked for."""
+    return total_demand(each for member in members for each in member.demand)
+
+
+def learn_starts(members: Iterable[Member], start_ms: dict[str, float]) -> None:
+    """By group, how long the workers took to start that are there; of groups without any it stays as it was."""
+    told: dict[str, list[float]] = {}
+    for member in members:
+        if member.kind == "worker" and member.group is not None and START_MS in member.statistics:
+            told.setdefault(member.group, []).append(member.statistics[START_MS])
+    start_ms.update({group: median(each) for group, each in told.items()})
+
+
 def scalings(
     groups: Iterable[GroupConfig], members: Sequence[Member], start_ms: dict[str, float]
 ) -> dict[str, Scaling]:
@@ -228,11 +257,7 @@ def scalings(
         members: everybody alive.
         start_ms: by group, how long its workers usually take to start; what they tell now is put into it.
     """
-    told: dict[str, list[float]] = {}
-    for member in members:
-        if member.kind == "worker" and member.group is not None and START_MS in member.statistics:
-            told.setdefault(member.group, []).append(member.statistics[START_MS])
-    start_ms.update({group: median(each) for group, each in told.items()})
+    learn_starts(members, start_ms)
     brokers = [member.statistics for member in members if member.kind == "broker"]
     failing = {group: why for member in members if member.kind == "provisioner" for group, why in member.errors.items()}
     return {

@@ -151,12 +151,18 @@ class Planner:
         self._allocated_for: Mapping[str, float] = {}
         self._allocate_ms = 0.0
 
-    def remember(self, situation: Situation, now_ms: float) -> None:
-        """What was asked for before anything is planned; see :meth:`broker.scaler.Scaler.remember`."""
+    def remember(self, situation: Situation, past: Iterable[tuple[float, Sequence[Demanded]]]) -> None:
+        """What was asked for before anything is planned, and when; see :meth:`broker.scaler.Scaler.remember`.
+
+        Args:
+            situation: of now.
+        """
         measured = self._look(situation)
         default, _ = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
+        choices = _choices(situation, measured, default)
         prices = {name: of.price_per_hour for name, of in situation.scaling.items()}
-        self._scaler.remember(_demands(situation), _choices(situation, measured, default), prices, now_ms)
+        for at_ms, demand in past:
+            self._scaler.remember(_lasting(_demands(demand)), choices, prices, at_ms)
 
     def plan(self, previous: Plan | None, situation: Situation, leader: str, now_ms: float) -> Plan | None:
         """The next plan, or None while the previous one still says the same."""
@@ -168,8 +174,7 @@ class Planner:
         named = _named(situation)
         choices = _choices(situation, measured, default, named.keys()) if situation.scaling else []
         scaled = self._scaled(previous, situation, choices) if situation.scaling else []
-        demands = [*_demands(situation), *named.values()]
-        lasting = [demand if demand.weight == 1 else replace(demand, rows_per_s=0.0) for demand in demands]
+        lasting = _lasting([*_demands(situation.demand), *named.values()])
         going = self._scaler.decide(lasting, choices, scaled, now_ms) if scaled else ()
         groups: dict[str, list[PlannedWorker]] = defaultdict(list)
         for worker in sorted(situation.workers, key=lambda worker: worker.name):
@@ -332,7 +337,7 @@ class Planner:
             )
             for group in groups
         ]
-        arguments: tuple[Any, ...] = (_demands(situation), choices, fleet_groups, self._options)
+        arguments: tuple[Any, ...] = (_demands(situation.demand), choices, fleet_groups, self._options)
         if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
             use = max(self._options.utilisation_max, self._scaler.utilisation_max)
             options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX, runs_alone=1.0)
@@ -581,7 +586,7 @@ def _urgency(
     }
 
 
-def _demands(situation: Situation) -> list[placement.Demand]:
+def _demands(demand: Iterable[Demanded]) -> list[placement.Demand]:
     return [
         placement.Demand(
             each.task,
@@ -592,8 +597,13 @@ def _demands(situation: Situation) -> list[placement.Demand]:
             each.degrades,
             1.0 if each.latency_ms is not None else OFFLINE_WEIGHT,
         )
-        for each in situation.demand
+        for each in demand
     ]
+
+
+def _lasting(demands: Iterable[placement.Demand]) -> list[placement.Demand]:
+    """As they count for the number of workers: what has no deadline starts nobody."""
+    return [demand if demand.weight == 1 else replace(demand, rows_per_s=0.0) for demand in demands]
 
 
 def _named(situation: Situation) -> dict[str, placement.Demand]:

@@ -12,8 +12,9 @@ Silence while Kafka confirms that there is nothing new does count.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import structlog
@@ -39,6 +40,7 @@ CONNECT_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 2.0
 RETRY_S = 0.5
+PAST_INTERVAL_MS = 1_000.0
 _JUDGE_INTERVAL_S = 0.5
 
 _log = structlog.get_logger(__name__)
@@ -82,11 +84,21 @@ class FleetView:
     Args:
         clock: used when it is synchronized, to tell at the start how old the newest announcement is.
         on_change: called when somebody appears, dies, or changes in more than its statistics; sync.
+        on_past: at the start, while the topic's last minutes are read: called about once a second of its time with that
+            time, Unix ms, and who was alive then; in order, sync.
     """
 
-    def __init__(self, config: Config, clock: KafkaClock, on_change: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: KafkaClock,
+        on_change: Callable[[], None] | None = None,
+        on_past: Callable[[float, Sequence[Member]], None] | None = None,
+    ) -> None:
         self._clock = clock
         self._on_change = on_change or (lambda: None)
+        self._on_past = on_past
+        self._past_ms = -inf
         self._roster = Roster()
         self._members: tuple[Member, ...] = ()
         self._started = False
@@ -137,6 +149,9 @@ class FleetView:
         self._roster.hear(member, record.timestamp, SILENCE_MS_MAX if self._started else ALIVE_MS + 1)
         if self._started:
             self._judge()
+        elif self._on_past is not None and record.timestamp >= self._past_ms + PAST_INTERVAL_MS:
+            self._past_ms = float(record.timestamp)
+            self._on_past(self._past_ms, self._roster.alive())
 
     async def _watch(self) -> None:
         while True:

@@ -363,13 +363,15 @@ class Ours:
 
     def _remember(self) -> None:
         """What was asked for before, told once a second."""
-        meter, leader, look_ms = DemandMeter(), self.brokers[0].core, -INF
+        meter, look_ms = DemandMeter(), -INF
+        past = []
         for query in self._before:
             if query.arrival_ms >= look_ms + LOOK_INTERVAL_MS:
                 look_ms = query.arrival_ms
-                self._planner.remember(leader.situation(0.0, {}, meter.rates(look_ms), self._scaling(0.0)), look_ms)
+                past.append((look_ms, meter.rates(look_ms)))
             entry = self.entry(query, RecordId(TOPIC, 0, 0))
             meter.add(entry.query, query.latency_ms_max, self.world.portfolio.floor(query), 1)
+        self._planner.remember(self.brokers[0].core.situation(0.0, {}, (), self._scaling(0.0)), past)
 
     def name_of(self, variant: str, group: str) -> str:
         """Our name of one of the portfolio's variants."""
