@@ -103,7 +103,7 @@ class System:
     def processes(self, kind: str) -> dict[str, psutil.Process]:
         """Brokers or workers that are alive, by name."""
         found = {}
-        for child in psutil.Process(self.up.pid).children():
+        for child in psutil.Process(self.up.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 command = child.cmdline()
                 if kind in command and "--name" in command:

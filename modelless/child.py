@@ -60,6 +60,7 @@ class Child:
     name: str
     argv: tuple[str, ...]
     drain_s: float
+    pass_fds: tuple[int, ...] = ()
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     _words: IO[str] | None = field(default=None, repr=False)
     _said: str = field(default="", repr=False)
@@ -77,7 +78,7 @@ class Child:
             *self.argv,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=(number,),
+            pass_fds=(number, *self.pass_fds),
             env={**os.environ, LAST_WORDS: f"/dev/fd/{number}"},
             preexec_fn=die_with(os.getpid()),
         )

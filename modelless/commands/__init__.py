@@ -11,10 +11,10 @@ from modelless import __version__
 from modelless.child import leave_word
 from modelless.errors import ModellessError
 
-# Subcommand modules, in the order of `--help`. Each has `register(app)`.
+# Subcommand modules, in the order of `--help`. Each has `register(app)`, and is called as what it registers.
 _MODULES = (
-    "demo", "up", "kafka", "broker", "worker", "provisioner", "check", "register", "models", "explain", "label",
-    "query", "job", "status", "plan", "usage", "simulate",
+    "demo", "up", "kafka", "broker", "worker", "forks", "provisioner", "check", "register", "models", "explain",
+    "label", "query", "job", "status", "plan", "usage", "simulate",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def _root(
 
 def main() -> None:
     """Entry point: a ModellessError becomes one line on stderr and exit status 1 (2 for usage, by typer)."""
-    for name in _MODULES:
+    for name in set(sys.argv[1:2]).intersection(_MODULES) or _MODULES:
         importlib.import_module(f"modelless.commands.{name}").register(app)
     try:
         app()

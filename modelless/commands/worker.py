@@ -29,16 +29,21 @@ def register(app: typer.Typer) -> None:
 
         Example:  modelless worker --group cpu --name cpu-1 --config modelless.toml
         """
-        settings = load_config(config)
-        chosen = name or f"{group}-0"
-        settings.group(group)
-        configure(settings.log, "worker", chosen)
-        import uvloop
+        raise typer.Exit(work(group, name or f"{group}-0", config))
 
-        from workers.supervisor import Worker
 
-        async def serve() -> int:
-            return await Worker(settings, group, chosen).run()
+def work(group: str, name: str, config: Path | None) -> int:
+    """Be that worker; the exit status. Raises ConfigurationError."""
+    import uvloop
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            raise typer.Exit(runner.run(serve()))
+    from workers.supervisor import Worker
+
+    settings = load_config(config)
+    settings.group(group)
+    configure(settings.log, "worker", name)
+
+    async def serve() -> int:
+        return await Worker(settings, group, name).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve())

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modelless.config import Config
+from modelless.forking import LINE_BYTES_MAX
 from modelless.provision import local, make, worker_command
 from modelless.provision.local import LocalProcesses
 from modelless.provision.reconcile import Instance
 
-# In the place of `modelless worker`: "bad" fails with a reason, "deaf" ignores SIGTERM.
+# In the place of `modelless forks`: "bad" fails with a reason, "deaf" ignores SIGTERM, "plain" leaves it as it is.
 SCRIPT = """
-import signal, sys, time
+import os, signal, socket, sys, time
 from modelless.child import leave_word
-if sys.argv[1] == "bad":
+from modelless.forking import serve
+asked = serve(socket.socket(fileno=int(sys.argv[2])))
+if asked is None:
+    sys.exit(0)
+if asked["group"] == "bad":
     leave_word("no such device")
     sys.exit(1)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else lambda *_: sys.exit(0))
-print("up", file=open(sys.argv[2], "w"), flush=True)
+if asked["group"] != "plain":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if asked["group"] == "deaf" else lambda *_: sys.exit(0))
+with open(os.path.join(sys.argv[1], asked["name"]), "w") as file:
+    print(os.getpid(), file=file, flush=True)
 time.sleep(60)
 """
 
 
 @pytest.fixture
 async def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalProcesses]:
-    def command(group: str, name: str, file: Path | None) -> tuple[str, ...]:
-        return sys.executable, "-c", SCRIPT, group, str(tmp_path / name)
-
-    monkeypatch.setattr(local, "worker_command", command)
+    monkeypatch.setattr(local, "fork_server_command", lambda: (sys.executable, "-c", SCRIPT, str(tmp_path)))
     found = LocalProcesses(Config(), None)
     yield found
     await found.close()
@@ -53,6 +60,16 @@ async def up(path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
+async def started(path: Path) -> psutil.Process:
+    await up(path)
+    return psutil.Process(int(path.read_text()))  # noqa: ASYNC240
+
+
+def server_of(folder: Path) -> psutil.Process:
+    (found,) = [each for each in psutil.Process().children() if str(folder) in each.cmdline()]
+    return found
+
+
 async def test_one_that_fails_says_why(processes: LocalProcesses) -> None:
     await processes.start("bad", "bad-0")
     assert await processes.instances() == [Instance("bad-0", "bad")]
@@ -64,11 +81,11 @@ async def test_one_that_fails_says_why(processes: LocalProcesses) -> None:
 async def test_one_that_is_asked_goes_and_one_that_does_not_is_killed(
     processes: LocalProcesses, tmp_path: Path
 ) -> None:
-    for group in ("polite", "deaf"):
+    for group, how in (("plain", "killed by SIGTERM"), ("polite", "exit status 0"), ("deaf", "")):
         await processes.start(group, f"{group}-0")
         await up(tmp_path / f"{group}-0")
         await processes.stop(f"{group}-0")
-    assert (await ended(processes)).ended == "exit status 0"
+        assert not how or (await ended(processes)).ended == how
     assert [each.name for each in await processes.instances()] == ["deaf-0"]
     await processes.stop("deaf-0", now=True)
     assert await ended(processes) == Instance("deaf-0", "deaf", ended="killed by SIGKILL", was_killed=True)
@@ -80,6 +97,43 @@ async def test_nobody_is_left_behind(processes: LocalProcesses, tmp_path: Path) 
     await up(tmp_path / "deaf-0")
     await processes.close()
     assert [each.ended for each in await processes.instances()] == ["killed by SIGKILL"]
+
+
+async def test_a_worker_looks_like_one_and_has_a_session_of_its_own(processes: LocalProcesses, tmp_path: Path) -> None:
+    await processes.start("plain", "plain-0")
+    process = await started(tmp_path / "plain-0")
+    line = process.cmdline()
+    assert line[line.index("worker") :][:5] == ["worker", "--group", "plain", "--name", "plain-0"]
+    assert os.getsid(process.pid) == process.pid
+    assert not {"worker", "." * LINE_BYTES_MAX} & set(server_of(tmp_path).cmdline())
+
+
+async def test_whoever_ends_all_at_once_does_not_end_what_they_die_with(
+    processes: LocalProcesses, tmp_path: Path
+) -> None:
+    await processes.start("polite", "polite-0")
+    process = await started(tmp_path / "polite-0")
+    server = server_of(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server.send_signal(number)
+    await processes.start("polite", "polite-1")
+    await up(tmp_path / "polite-1")
+    process.terminate()
+    assert (await ended(processes)).ended == "exit status 0"
+
+
+async def test_workers_die_with_what_they_were_forked_from_and_others_follow(
+    processes: LocalProcesses, tmp_path: Path
+) -> None:
+    await processes.start("deaf", "deaf-0")
+    process = await started(tmp_path / "deaf-0")
+    server = server_of(tmp_path)
+    server.kill()
+    assert await ended(processes) == Instance("deaf-0", "deaf", ended="killed by SIGKILL", was_killed=True)
+    process.wait(5)
+    (tmp_path / "deaf-0").unlink()
+    await processes.start("deaf", "deaf-0")
+    assert (await started(tmp_path / "deaf-0")).is_running()
 
 
 async def test_the_default_is_local() -> None:
