@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import structlog
@@ -50,6 +50,8 @@ RETRY_S = 1.0
 WRITE_S_MAX = 10.0
 PLAN_SHARE_MAX = 0.1
 """Of the time: a plan that takes long is made less often."""
+PLAN_SAVED_S = 0.5
+"""Of that time what was not used is there later, up to so much: news that come together are answered at once."""
 SWITCH_INTERVAL_S = 0.001
 """For so long a plan in the making may keep the interpreter while the loop waits for it; Python's default is 5 ms."""
 PLAN_KEY = b"plan"
@@ -67,6 +69,23 @@ class _Office:
     solver: Solver
     past: deque[tuple[float, tuple[Demanded, ...]]]
     """What was asked for at which time, as far as the planner has not heard it."""
+
+
+class Share:
+    """What planning may have of the processor: a token bucket."""
+
+    def __init__(self) -> None:
+        self._left_s = PLAN_SAVED_S
+        self._looked_s: float | None = None
+
+    def is_left(self, now_s: float) -> bool:
+        if self._looked_s is not None:
+            self._left_s = min(PLAN_SAVED_S, self._left_s + PLAN_SHARE_MAX * (now_s - self._looked_s))
+        self._looked_s = now_s
+        return self._left_s > 0
+
+    def spend(self, seconds: float) -> None:
+        self._left_s -= seconds
 
 
 class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -93,7 +112,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._topics = Topics(config.kafka.topic_prefix)
         self.leads = False
         self._written: Plan | None = None
-        self._not_before_s = 0.0
+        self._share = Share()
         self._start_ms: dict[str, float] = {}
         """By group, how long its workers took to start; remembered when there are none."""
         self._news = asyncio.Event()
@@ -168,7 +187,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await producer.start()
             await fleet.start()
-            self._written, self._not_before_s = None, 0.0
+            self._written, self._share = None, Share()
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             _log.info("leading")
             yield _Office(producer, fleet, self._planner(solver), solver, past)
@@ -186,12 +205,13 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
         )
 
     async def _write_plan(self, office: _Office) -> None:
-        if time.monotonic() < self._not_before_s:
+        if not self._share.is_left(time.monotonic()):
             return
         brokers = office.fleet.brokers()
         wants = total_wants(member.wants for member in brokers)
         scaling = scalings(self._config.groups, office.fleet.members(), self._start_ms)
-        situation = self._situation(wants, _demand(brokers), scaling)
+        coming = {m.name: m.group for m in office.fleet.workers() if m.state == "starting" and m.group is not None}
+        situation = replace(self._situation(wants, _demand(brokers), scaling), coming=coming)
 
         def decide() -> tuple[Plan | None, float]:
             began_s, now_ms = time.thread_time(), self._clock.now_ms()
@@ -202,7 +222,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
             return found, time.thread_time() - began_s
 
         plan, took_s = await asyncio.to_thread(decide)  # beside the loop: it may take longer than a query has time for
-        self._not_before_s = time.monotonic() + took_s / PLAN_SHARE_MAX
+        self._share.spend(took_s)
         if plan is None:
             return
         async with asyncio.timeout(WRITE_S_MAX), office.producer.transaction():

@@ -110,6 +110,8 @@ class Situation:
     """By group, of those whose number of workers is ours to choose."""
     slowness: Mapping[str, float] = field(default_factory=dict)
     """By group, the living median of batches beside their profile's."""
+    coming: Mapping[str, str] = field(default_factory=dict)
+    """Workers that are being started, by name, and their groups: what they are to load is planned for ahead."""
 
 
 class Planner:
@@ -177,7 +179,7 @@ class Planner:
         lasting = _lasting([*_demands(situation.demand), *named.values()])
         going = self._scaler.decide(lasting, choices, scaled, now_ms) if scaled else ()
         groups: dict[str, list[PlannedWorker]] = defaultdict(list)
-        for worker in sorted(situation.workers, key=lambda worker: worker.name):
+        for worker in sorted([*situation.workers, *self._coming(situation)], key=lambda worker: worker.name):
             if worker.name not in going and not worker.draining:  # who goes keeps what it has
                 groups[worker.group].append(worker)
         assignments = self._absent(before, situation.workers, now_ms)
@@ -223,6 +225,15 @@ class Planner:
             reasons[REASONS_MAX - 1 :] = [f"and {len(reasons) - REASONS_MAX + 1} more"]
         epoch = previous.epoch + 1 if previous is not None else 1
         return Plan(epoch, leader, now_ms, assignments, tuple(reasons), fleet)
+
+    def _coming(self, situation: Situation) -> list[PlannedWorker]:
+        """Those that are being started, taken to be as the others of their groups are, or were."""
+        there = {worker.name for worker in situation.workers}
+        return [
+            PlannedWorker(name, group, int(situation.scaling[group].memory_mb * 2**20), max(known))
+            for name, group in situation.coming.items()
+            if name not in there and group in situation.scaling and (known := self._builders.get(group))
+        ]
 
     def _look(self, situation: Situation) -> Measured:
         of = situation.models, situation.profiles, situation.corrections

@@ -102,7 +102,8 @@ class FleetView:
         self._roster = Roster()
         self._members: tuple[Member, ...] = ()
         self._started = False
-        self._follower = Follower(config, [Topics(config.kafka.topic_prefix).fleet], self._on_record)
+        self._config = config
+        self._follower: Follower | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -111,6 +112,11 @@ class FleetView:
         Raises:
             UnavailableError: the topic cannot be read.
         """
+        since_ms = None  # from the beginning
+        if self._clock.synchronized and self._on_past is None:  # who was last heard before that is not alive
+            since_ms = self._clock.now_ms() - self._clock.allowance_ms - ALIVE_MS
+        topic = Topics(self._config.kafka.topic_prefix).fleet
+        self._follower = Follower(self._config, [topic], self._on_record, since_ms=since_ms)
         await self._follower.start(timeout_s)
         if self._clock.synchronized:
             self._roster.pass_to(self._clock.now_ms(), ALIVE_MS + 1)
@@ -122,7 +128,8 @@ class FleetView:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await self._follower.stop()
+        if self._follower is not None:
+            await self._follower.stop()
 
     def members(self) -> tuple[Member, ...]:
         """Everybody alive, by kind and name."""
@@ -159,7 +166,8 @@ class FleetView:
             self._judge()
 
     def _judge(self) -> None:
-        before, self._members = self._members, self._roster.alive(self._follower.quiet_ms)
+        quiet_ms = self._follower.quiet_ms if self._follower is not None else 0.0
+        before, self._members = self._members, self._roster.alive(quiet_ms)
         if [_essence(member) for member in before] != [_essence(member) for member in self._members]:
             self._on_change()
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+import structlog
 
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
 from modelless.config import Config
-from modelless.fleet import Announcer, FleetView
+from modelless.fleet import ALIVE_MS, Announcer, FleetView
 from modelless.kafka import make_producer
 from modelless.messages import Member
 from modelless.topics import Topics
@@ -91,3 +93,22 @@ async def test_what_is_not_an_announcement_is_passed_over(config: Config) -> Non
     await view.start()
     assert view.members() == ()
     await view.stop()
+
+
+async def test_only_who_looks_back_reads_what_is_long_over(config: Config) -> None:
+    async with make_producer(config) as producer:
+        await producer.send_and_wait(Topics(config.kafka.topic_prefix).fleet, b"\xc1", key=b"worker/cpu-0")
+    clock, past = KafkaClock(), list[tuple[float, list[str]]]()
+    announcer = Announcer(config, clock, lambda: BROKER)
+    await announcer.start()
+    await asyncio.sleep(ALIVE_MS / 1000 + 2)
+    for on_past in (None, lambda at_ms, members: past.append((at_ms, [member.name for member in members]))):
+        with structlog.testing.capture_logs() as logs:
+            view = FleetView(config, clock, on_past=on_past)
+            await view.start()
+            await view.stop()
+        assert view.brokers() == (BROKER,)
+        assert ["cannot be read" in line["event"] for line in logs] == ([] if on_past is None else [True])
+    await announcer.stop()
+    assert len(past) >= 4 and all(names == ["broker-0"] for _, names in past)
+    assert all(at_ms >= before_ms + 1000 for (before_ms, _), (at_ms, _) in pairwise(past))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.leader import START_MS_DEFAULT, scalings
+from broker.leader import PLAN_SAVED_S, PLAN_SHARE_MAX, START_MS_DEFAULT, Share, scalings
 from broker.scaler import Scaling
 from modelless.config import GroupConfig
 from modelless.messages import Member
@@ -21,6 +21,17 @@ def worker(name: str, group: str, **statistics: float) -> Member:
 def broker(name: str, **statistics: float) -> Member:
     told = {key.replace("__", "."): value for key, value in statistics.items()}
     return Member("broker", name, name, "ready", statistics=told)
+
+
+def test_planning_takes_its_share_of_the_processor_and_what_it_saved() -> None:
+    share, planned, took_s = Share(), 0, 0.1
+    for tenth in range(1000):
+        if share.is_left(tenth / 10):
+            share.spend(took_s)
+            planned += 1
+        if tenth == 5:
+            assert planned == 6, "one after another, as long as something is left"
+    assert abs(planned * took_s - (PLAN_SHARE_MAX * 100 + PLAN_SAVED_S)) <= took_s
 
 
 def test_start_times_are_medians_and_are_remembered() -> None:

@@ -636,6 +636,18 @@ def test_loads_are_planned_for_those_who_stay() -> None:
     assert (fleet_of(play).workers, fleet_of(play).leaving) == (1, (going,))
 
 
+def test_who_is_being_started_finds_what_to_load_and_counts_for_nothing_yet() -> None:
+    play = Play([model()], [ready(model())], [there("cpu-0", "m:1/onnx-fp32")])
+    play.next(scaling={"cpu": SCALING}, demand=cheaply(150.0))
+    assert fleet_of(play).workers == 2
+    play.next(500.0, coming={"cpu-1": "cpu", "gpu-0": "gpu"})
+    assert play.plan is not None and play.plan.workers.keys() == {"cpu-0", "cpu-1"}
+    assert play.loaded(of="cpu-1") == {"m:1/onnx-fp32"}
+    assert fleet_of(play).workers == 2
+    play.next(1000.0, coming={}, workers=[there("cpu-0", "m:1/onnx-fp32"), there("cpu-1")])
+    assert play.loaded(1000.0, "cpu-1") == {"m:1/onnx-fp32"}
+
+
 def test_who_drains_gets_nothing_new() -> None:
     play = Play([model()], [], [there("cpu-0", draining=True), worker("cpu-1")])
     play.next(scaling={"cpu": SCALING})
