@@ -9,7 +9,8 @@ its queries.)
 
 A rate is an exponentially weighted mean over the time between two looks, over the weights that there was time for:
 exact for what is constant from the first look on, and forgotten within some tens of seconds when it is over. What rises
-beyond chance is believed at once: no rate is below what the last look saw less three standard deviations.
+beyond chance is believed at once: no rate is below what the last look saw less three standard deviations, and after a
+surge, which is another load than the one before, the mean begins anew with what came since the last look.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class _Class:
     def surely(self) -> float:
         """Of the rows since the last look, those that are not chance."""
         return self.rows * max(0.0, 1 - CHANCE / sqrt(self.queries)) if self.queries else 0.0
+
+    def surges(self, expected: float) -> bool:
+        """Beside so many rows that were expected since the last look."""
+        return self.surely > SURGE * expected + SURGE_ROWS_MIN
 
 
 class DemandMeter:
@@ -127,9 +132,7 @@ class DemandMeter:
         if self._looked_ms is None:
             return any(of.surely > SURGE_ROWS_MIN for of in self._classes.values())
         passed_s, seen = (now_ms - self._looked_ms) / 1000, self._seen(self._looked_ms)
-        return any(
-            of.surely > SURGE * of.rate / seen * passed_s + SURGE_ROWS_MIN for of in self._classes.values() if of.rows
-        )
+        return any(of.surges(of.rate / seen * passed_s) for of in self._classes.values() if of.rows)
 
     def _seen(self, now_ms: float) -> float:
         """The sum of all weights so far."""
@@ -137,10 +140,12 @@ class DemandMeter:
 
     def _look(self, passed_ms: float, now_ms: float) -> None:
         kept, seen = exp(-passed_ms / MEMORY_MS), self._seen(now_ms)
+        before = max(self._seen(now_ms - passed_ms), 1 - kept)
         volume: dict[str, float] = {}
         for (task, *_), of in self._classes.items():
             rate = kept * of.rate + (1 - kept) * of.rows * 1000 / passed_ms
-            of.rate = max(rate, seen * of.surely * 1000 / passed_ms)
+            believed = of.rows if of.surges(of.rate / before * passed_ms / 1000) else of.surely
+            of.rate = max(rate, seen * believed * 1000 / passed_ms)
             volume[task] = volume.get(task, 0.0) + of.rate
             if of.rows:
                 now = of.latency_ms, of.accuracy
