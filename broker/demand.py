@@ -56,6 +56,9 @@ class _Class:
     latency_ms: float = inf
     accuracy: float = 0.0
     rate: float = 0.0
+    """Rows a second."""
+    weight: float = 0.0
+    """The sum of all weights of that mean."""
     before: tuple[float, float] = inf, 0.0
     """The shortest latency and the highest floor at the last look that saw any."""
     strictest: tuple[float, float] = inf, 0.0
@@ -79,7 +82,8 @@ class DemandMeter:
         self._beyond: dict[str, int] = {}
         """By task, rows since the last look of classes that were too many to count."""
         self._looked_ms: float | None = None
-        self._began_ms = 0.0
+        self._weight = 0.0
+        """Of a mean that began with the first look."""
 
     def add(self, query: Query, latency_ms: float, accuracy_floor: float, rows: int) -> None:
         """A query that names a task arrived; one that names a model has no choice that a placement could widen.
@@ -94,7 +98,7 @@ class DemandMeter:
             if len(self._classes) >= COUNTED_MAX:
                 self._beyond[query.task] = self._beyond.get(query.task, 0) + rows
                 return
-            of = self._classes[key] = _Class()
+            of = self._classes[key] = _Class(weight=self._weight)
         of.rows += rows
         of.queries += 1
         if latency_ms < of.latency_ms:
@@ -108,12 +112,11 @@ class DemandMeter:
         What a task has beyond :data:`CLASSES_MAX` classes is told as more of its others, so that its volume is right.
         """
         if self._looked_ms is None:
-            self._looked_ms = self._began_ms = now_ms - FIRST_LOOK_MS
+            self._looked_ms = now_ms - FIRST_LOOK_MS
         passed_ms = now_ms - self._looked_ms
         if passed_ms > 0:
             self._looked_ms = now_ms
-            self._look(passed_ms, now_ms)
-        seen = self._seen(now_ms)
+            self._look(passed_ms)
         told = [item for item in self._classes.items() if item[1].rate > 0]
         return tuple(
             Demanded(
@@ -122,7 +125,7 @@ class DemandMeter:
                 of.strictest[1],
                 prefer,
                 degrades,
-                of.rate / seen,
+                of.rate,
             )
             for (task, steps, _, prefer, degrades), of in told
         )
@@ -131,21 +134,18 @@ class DemandMeter:
         """Much more has come since the last look than was to be expected, and than is chance."""
         if self._looked_ms is None:
             return any(of.surely > SURGE_ROWS_MIN for of in self._classes.values())
-        passed_s, seen = (now_ms - self._looked_ms) / 1000, self._seen(self._looked_ms)
-        return any(of.surges(of.rate / seen * passed_s) for of in self._classes.values() if of.rows)
+        passed_s = (now_ms - self._looked_ms) / 1000
+        return any(of.surges(of.rate * passed_s) for of in self._classes.values() if of.rows)
 
-    def _seen(self, now_ms: float) -> float:
-        """The sum of all weights so far."""
-        return 1 - exp((self._began_ms - now_ms) / MEMORY_MS)
-
-    def _look(self, passed_ms: float, now_ms: float) -> None:
-        kept, seen = exp(-passed_ms / MEMORY_MS), self._seen(now_ms)
-        before = max(self._seen(now_ms - passed_ms), 1 - kept)
+    def _look(self, passed_ms: float) -> None:
+        kept = exp(-passed_ms / MEMORY_MS)
+        self._weight = kept * self._weight + 1 - kept
         volume: dict[str, float] = {}
         for (task, *_), of in self._classes.items():
-            rate = kept * of.rate + (1 - kept) * of.rows * 1000 / passed_ms
-            believed = of.rows if of.surges(of.rate / before * passed_ms / 1000) else of.surely
-            of.rate = max(rate, seen * believed * 1000 / passed_ms)
+            before = 0.0 if of.surges(of.rate * passed_ms / 1000) else kept * of.weight
+            weight = before + 1 - kept
+            rate = (before * of.rate + (1 - kept) * of.rows * 1000 / passed_ms) / weight
+            of.rate, of.weight = max(rate, of.surely * 1000 / passed_ms), weight
             volume[task] = volume.get(task, 0.0) + of.rate
             if of.rows:
                 now = of.latency_ms, of.accuracy
@@ -153,7 +153,7 @@ class DemandMeter:
                 of.before = now
                 of.rows, of.queries, of.latency_ms, of.accuracy = 0, 0, inf, 0.0
         for task, rows in self._beyond.items():
-            volume[task] = volume.get(task, 0.0) + (1 - kept) * rows * 1000 / passed_ms
+            volume[task] = volume.get(task, 0.0) + (1 - kept) * rows * 1000 / passed_ms / self._weight
         self._beyond.clear()
         ranked = sorted(self._classes.items(), key=lambda item: -item[1].rate)
         if len(ranked) > CLASSES_MAX:  # what is told of one class of each task first: no task is forgotten for others'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import exp
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,11 @@ def test_a_surge_is_told_of_and_believed_at_once() -> None:
     assert meter.surges(now_ms + 200)
     assert only(meter.rates(now_ms + 200)).rows_per_second == pytest.approx(200.0), "what was before is over"
     assert not meter.surges(now_ms + 200)
+    for _ in range(300):
+        meter.add(COST, 100.0, 0.9, 1)
+    weights = 1 - exp(-200 / MEMORY_MS), 1 - exp(-1000 / MEMORY_MS)
+    expected = (200 * weights[0] * (1 - weights[1]) + 300 * weights[1]) / (weights[0] * (1 - weights[1]) + weights[1])
+    assert only(meter.rates(now_ms + 1200)).rows_per_second == pytest.approx(expected), "it began anew"
 
 
 def test_what_may_be_chance_is_no_surge() -> None:
