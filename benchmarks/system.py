@@ -89,6 +89,11 @@ def write_mlp(folder: Path, seed: int = 7, *, broken: bool = False) -> Path:
     return specification
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """The words of its command line; a fork shows its own in one piece."""
+    return " ".join(process.cmdline()).split()
+
+
 @dataclass
 class System:
     """A running `modelless up`."""
@@ -105,7 +110,7 @@ class System:
         found = {}
         for child in psutil.Process(self.up.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                command = child.cmdline()
+                command = command_of(child)
                 if kind in command and "--name" in command:
                     found[command[command.index("--name") + 1]] = child
         return found

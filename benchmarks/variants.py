@@ -31,6 +31,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.system import command_of
 from modelless.catalog import CatalogView
 from modelless.config import Config, WorkerConfig
 from modelless.demo.family import RECIPES, prepare
@@ -90,7 +91,7 @@ def worker_cpu_s() -> float:
     total_s = 0.0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
+            command = command_of(process)
             if "worker" in command and "--name" in command:
                 for each in (process, *process.children(recursive=True)):
                     total_s += sum(each.cpu_times()[:4])  # its own and its ended children's, user and system

@@ -17,26 +17,22 @@ side, :class:`ForkServer` the other.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
 import selectors
+import shlex
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
 from modelless.child import KILLED, LAST_WORDS, LAST_WORDS_MAX, Child, die_with, how_it_ended
 
 _DEAF = (signal.SIGINT, signal.SIGTERM)
 """That the server does not hear: whoever ends all processes at once lets forks drain, and they would die with it."""
-LINE_BYTES_MAX = 512
-"""Of the command line that a fork shows: it takes the place of the server's, which is made so long."""
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
@@ -45,9 +41,8 @@ LINE_BYTES_MAX = 512
 def serve(sock: socket.socket) -> Mapping[str, Any] | None:
     """Fork when asked to. Returns in each fork, with what was asked of it; in the server at the end, with None.
 
-    Call it with all imports done, before there is a thread. The process's last argument says nothing.
+    Call it with all imports done, before there is a thread.
     """
-    show_as(sys.orig_argv[:-1])
     gc.collect()
     gc.freeze()
     return _Server(sock).run()
@@ -91,6 +86,8 @@ class _Server:
 
     def _is_fork(self, message: Mapping[str, Any]) -> bool:
         """Whether we are the fork."""
+        from setproctitle import setproctitle  # not there where no workers run
+
         words = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it has no name: nothing stays behind)
         pid = os.fork()
         if pid:
@@ -105,7 +102,7 @@ class _Server:
         os.setsid()
         die_with(self._pid)()
         os.environ[LAST_WORDS] = f"/dev/fd/{os.dup(words.fileno())}"
-        show_as(message["line"])
+        setproctitle(shlex.join(message["line"]))  # as others (``ps``) see it
         return True
 
     def _signal(self, name: str, number: int) -> None:
@@ -125,20 +122,6 @@ class _Server:
             told = {"name": name, "code": os.waitstatus_to_exitcode(status), "words": said}
             with suppress(OSError):  # nobody is there any more
                 self._sock.sendall(json.dumps(told).encode() + b"\n")
-
-
-def show_as(line: Sequence[str]) -> None:
-    """Have others (``ps``) see this as our command line, as far as it fits: a fork has that of its parent.
-
-    On Linux, where the arguments lie is written in proc(5), ``/proc/pid/stat``, fields 48 and 49.
-    """
-    try:
-        begin, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
-    except (OSError, ValueError):
-        return
-    if 0 < begin < end:
-        text = b"".join(part.encode() + b"\0" for part in line)[: end - begin - 1]
-        ctypes.memmove(begin, text.ljust(end - begin, b"\0"), end - begin)
 
 
 # --- who asks it ------------------------------------------------------------------------------------------------------
@@ -166,7 +149,7 @@ class Fork:
 
 
 class ForkServer:
-    """Started with ``command``, the number of its socket and another argument, when it is needed and not there."""
+    """Started with ``command`` and the number of its socket, when it is needed and not there."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = tuple(command)
@@ -182,7 +165,7 @@ class ForkServer:
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            command = *self._command, str(theirs.fileno()), "." * LINE_BYTES_MAX
+            command = *self._command, str(theirs.fileno())
             self._child = Child("fork server", command, 0.0, pass_fds=(theirs.fileno(),))
             await self._child.start()
         reader, self._writer = await asyncio.open_connection(sock=ours)

@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     """Add the subcommand to ``app``."""
 
     @app.command(hidden=True)
-    def forks(descriptor: int, room: str) -> None:
+    def forks(descriptor: int) -> None:
         """Fork workers as the other end of the socket asks; see modelless/forking.py."""
         import uvloop  # noqa: F401
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.system import command_of
 from modelless.clock import KafkaClock
 from modelless.codec import encode_record
 from modelless.config import Config
@@ -69,7 +70,7 @@ def processes(file: Path) -> dict[str, psutil.Process]:
     found, text = {}, file.read_text()
     for process in psutil.process_iter():
         try:
-            line = process.cmdline()
+            line = command_of(process)
             if "worker" in line and process.status() != psutil.STATUS_ZOMBIE:
                 config = line[line.index("--config") + 1].replace("/dev/fd/", f"/proc/{process.pid}/fd/")
                 if config == str(file) or (config.startswith("/proc/") and Path(config).read_text() == text):
