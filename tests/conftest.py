@@ -25,7 +25,7 @@ registration.NOBODY_S = 60.0  # likewise: brokers and workers take their time to
 
 ON_KAFKA = ("kafka", "faults")
 """Folders of what runs on a Kafka node of the session, in the order in which it does."""
-WAITING = ("test_planning.py", "test_usage.py", "test_embedded.py", "test_restarts.py")
+WAITING = ("test_leader.py", "test_planning.py", "test_usage.py", "test_embedded.py", "test_restarts.py")
 """Files of theirs that wait more than they compute, or start nodes of their own: last of all, beside what is near a
 deadline, they go to whoever is free."""
 
