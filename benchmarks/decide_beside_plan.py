@@ -99,15 +99,15 @@ class Leader:
         self.took_s.clear()
 
     def _workers(self) -> list[PlannedWorker]:
+        if self._plan is None:
+            return []
         found = []
         for machine in MACHINES:
-            makes = tuple(self._names.makes[machine.name])
-            target = self._plan.fleet.get(machine.name) if self._plan is not None else None
+            makes, memory_bytes = tuple(self._names.makes[machine.name]), int(machine.memory_mb * 2**20)
+            target = self._plan.fleet.get(machine.name)
             for number in range(target.workers if target is not None else 0):
                 name = f"{machine.name}-{number}"
-                assert self._plan is not None
                 loaded = self._plan.workers[name].load if name in self._plan.workers else ()
-                memory_bytes = int(machine.memory_mb * 2**20)
                 found.append(PlannedWorker(name, machine.name, memory_bytes, makes, frozenset(loaded)))
         return found
 

@@ -31,6 +31,13 @@ def leave_word(words: str) -> None:
             Path(path).write_text(words[:LAST_WORDS_MAX])
 
 
+def last_words(file: IO[str]) -> str:
+    """What was left there; closes it."""
+    with file:
+        file.seek(0)
+        return file.read(LAST_WORDS_MAX)
+
+
 def how_it_ended(code: int, words: str) -> str:
     """In words. ``code``: as of subprocess, negative: a signal; ``words``: its last ones, if any."""
     if code < 0:
@@ -88,10 +95,7 @@ class Child:
             return "it does not run"
         code = await self._process.wait()
         if self._words is not None:
-            with self._words as file:
-                file.seek(0)
-                self._said = file.read(LAST_WORDS_MAX)
-            self._words = None
+            self._said, self._words = last_words(self._words), None
         return how_it_ended(code, self._said)
 
     def ask_to_leave(self) -> None:

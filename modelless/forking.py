@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from modelless.child import KILLED, LAST_WORDS, LAST_WORDS_MAX, Child, die_with, how_it_ended
+from modelless.child import KILLED, LAST_WORDS, Child, die_with, how_it_ended, last_words
 
 _DEAF = (signal.SIGINT, signal.SIGTERM)
 """That the server does not hear: whoever ends all processes at once lets forks drain, and they would die with it."""
@@ -116,10 +116,7 @@ class _Server:
             if not pid:
                 return
             name, words = self._forks.pop(pid)
-            with words as file:
-                file.seek(0)
-                said = file.read(LAST_WORDS_MAX)
-            told = {"name": name, "code": os.waitstatus_to_exitcode(status), "words": said}
+            told = {"name": name, "code": os.waitstatus_to_exitcode(status), "words": last_words(words)}
             with suppress(OSError):  # nobody is there any more
                 self._sock.sendall(json.dumps(told).encode() + b"\n")
 
