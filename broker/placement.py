@@ -6,8 +6,8 @@ with several variants on a worker, and batches as :func:`~broker.placement_model
 
     maximise    sum value_dc y_dcp  -  sum load_cost_c new_cp
     subject to  sum_cp y_dcp                   <= rate_d                                  of each class
-                sum_dc ms_dc y_dcp             <= W_p T                                   time of each pool
-                sum_d  ms_dc y_dcp             <= T (n_cp - load_share_c new_cp)          time of the copies of c in p
+                sum_dc ms_dc y_dcp             <= W_p T                                   time of each pool  (*)
+                sum_d  ms_dc y_dcp             <= T (n_cp - load_share_c new_cp)          of the copies of c in p  (*)
                 y_dcp                          <= rate_d n_cp                             (tightens the relaxation)
                 sum_c  memory_c n_cp           <= W_p memory_p
                 sum_(c: memory_c > memory_p / (k + 1)) n_cp <= k W_p                      no more fit, k = 1, 2, 3
@@ -19,6 +19,10 @@ milliseconds a second. ``value_dc`` is what a row is worth (the class's weight t
 that prefer accuracy or degrade, times 1 for the others) less at most 1 % of it for what decides between equals: cost.
 ``load_share`` is the share of the period that a load takes; ``load_cost`` is what a new copy must gain at least, which
 holds still what would only swing.
+
+**Levels.** Demand may have several, which are not asked for at the same time (:mod:`broker.levels`). The rows (*) are
+there for each level, with the classes of that level, whose values are multiplied by the share of time that it takes:
+copies are the same at all levels, flows are not. What an allocation sums is the mean of all levels.
 
 **Pools.** Workers of a group are alike, so a pool is a group, and its copies are packed onto its workers: what is
 loaded stays where it is, the rest goes largest first to the worker with the least to do, or, if not all fit so, where
@@ -185,7 +189,7 @@ class _Pool:
 class _Copies(NamedTuple):
     number: int
     busy_ms: float
-    """A second, of each."""
+    """A second, of each, in the mean of all levels."""
 
 
 class _Model:
@@ -202,7 +206,7 @@ class _Model:
         self.flows: list[NDArray[np.int64]] = []
         self.flow_columns: list[int] = []
         row, column = len(rates), 0
-        pairs, device_ms = asked.pairs, asked.device_ms
+        pairs, device_ms, levels, level_of = asked.pairs, asked.device_ms, asked.levels, asked.level_of
         for pool in pools:
             own = _choices_of(asked, pool, kept)
             mine = np.flatnonzero(np.isin(pairs.of_choice, own))
@@ -215,19 +219,23 @@ class _Model:
                          column + 2 * count + np.arange(flows))  # fmt: skip
             ms = pairs.row_ms[mine]
             self._add(pairs.of_class[mine], y, 1.0)
-            self._add(row, y, ms)
-            self._add(row + 1, n, memory)
-            ceiling.append(np.array([workers * device_ms, workers * pool.group.memory_mb * pool.memory_share]))
-            row += 2
+            level = level_of[pairs.of_class[mine]]
+            self._add(row + level, y, ms)
+            ceiling.append(np.full(levels, workers * device_ms))
+            row += levels
+            self._add(row, n, memory)
+            ceiling.append(np.array([workers * pool.group.memory_mb * pool.memory_share]))
+            row += 1
             for k in (1, 2, 3):
                 self._add(row, n[memory * (k + 1) > pool.group.memory_mb], 1.0)
                 ceiling.append(np.array([float(k * workers)]))
                 row += 1
-            copies = row + np.arange(count)
-            self._add(copies[local], y, ms)
-            self._add(copies, n, -device_ms)
-            self._add(copies, new, device_ms * share)
-            row += count
+            self._add(row + level * count + local, y, ms)
+            for _ in range(levels):
+                copies = row + np.arange(count)
+                self._add(copies, n, -device_ms)
+                self._add(copies, new, device_ms * share)
+                row += count
             loads = row + np.arange(count)
             self._add(loads, n, 1.0)
             self._add(loads, new, -1.0)
@@ -236,7 +244,7 @@ class _Model:
             self._add(links, y, 1.0)
             self._add(links, n[local], -rates[pairs.of_class[mine]])
             row += flows
-            ceiling += [np.zeros(count), have, np.zeros(flows)]
+            ceiling += [np.zeros(levels * count), have, np.zeros(flows)]
             costs += [np.zeros(count), asked.load_cost[own], -pairs.value[mine]]
             uppers += [np.full(2 * count, float(workers)), rates[pairs.of_class[mine]]]
             whole += [np.ones(count), np.zeros(count + flows)]
@@ -282,7 +290,8 @@ class _Model:
         copies = []
         for of_pool, pairs, first in zip(self._copies(done.x), self.flows, self.flow_columns, strict=True):
             choice, ms = self.asked.pairs.of_choice[pairs], self.asked.pairs.row_ms[pairs]
-            busy_ms = np.bincount(choice, ms * done.x[first : first + pairs.size], len(self.asked.choices))
+            share = self.asked.share_of[self.asked.pairs.of_class[pairs]]
+            busy_ms = np.bincount(choice, share * ms * done.x[first : first + pairs.size], len(self.asked.choices))
             copies.append({j: _Copies(round(n), float(busy_ms[j]) / round(n)) for j, n in of_pool.items() if round(n)})
         return copies, bound
 
@@ -443,19 +452,20 @@ def _routed(asked: Problem, load: Load) -> Allocation:
     ceiling = [demand.rows_per_s for demand in asked.classes]
     extra: list[tuple[int, NDArray[np.int64]]] = []
     column, load_cost = 0, 0.0
-    first_kind = len(ceiling)
-    ceiling += [len(workers) * device_ms for workers in kinds.values()]
+    first_kind, levels, level_of = len(ceiling), asked.levels, asked.level_of
+    ceiling += [len(workers) * device_ms for workers in kinds.values() for _ in range(levels)]
     for number, ((group_name, variants, new), workers) in enumerate(kinds.items()):
         for variant in sorted(variants):
             choice = asked.by_key.get((variant, group_name))
             if choice is None:
                 continue
             flows.append(by_choice[choice])
-            rows.append(np.full(by_choice[choice].size, first_kind + number))
+            level = level_of[pairs.of_class[by_choice[choice]]]
+            rows.append(first_kind + number * levels + level)
             if variant in new:
                 load_cost += float(asked.load_cost[choice]) * len(workers)
-                extra.append((len(ceiling), column + np.arange(by_choice[choice].size)))
-                ceiling.append(len(workers) * device_ms * (1 - asked.load_share(choice)))
+                extra += [(len(ceiling) + at, column + np.flatnonzero(level == at)) for at in range(levels)]
+                ceiling += [len(workers) * device_ms * (1 - asked.load_share(choice))] * levels
             column += by_choice[choice].size
     if not column:
         return _allocation(asked, load, kinds, np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), {}, 0.0)
@@ -470,7 +480,10 @@ def _routed(asked: Problem, load: Load) -> Allocation:
     done = linprog(-pairs.value[pair], A_ub=matrix, b_ub=np.array(ceiling), bounds=(0, None), method="highs")
     assert done.x is not None, "to serve nothing is always feasible"
     duals = np.maximum(0.0, -done.ineqlin.marginals)
-    prices = {number: float(duals[first_kind + number]) for number in range(len(kinds))}
+    prices = {
+        number: float(duals[first_kind + number * levels : first_kind + (number + 1) * levels].sum())
+        for number in range(len(kinds))
+    }
     return _allocation(asked, load, kinds, pair, done.x, kind_row - first_kind, prices, load_cost)
 
 
@@ -492,7 +505,7 @@ def _allocation(
         index, choice = int(pairs.of_class[p]), asked.choices[pairs.of_choice[p]]
         own = shares[index]
         own[choice.key] = own.get(choice.key, 0.0) + rate / asked.classes[index].rows_per_s
-        ms = rate * float(pairs.row_ms[p])
+        ms = rate * float(pairs.row_ms[p]) * asked.classes[index].share
         traffic_ms[choice.key] += ms
         usd_per_s += ms * asked.groups[choice.group].price_per_hour / MS_PER_HOUR
     totals: dict[str, float] = defaultdict(float)
@@ -514,7 +527,7 @@ def _allocation(
         prices={name: totals[name] / len(group.loaded) for name, group in asked.groups.items()},
         variant_prices=variant_prices,
         goodness_per_s=float(pairs.worth[pair] @ flow),
-        served_rows_per_s=float(flow.sum()),
+        served_rows_per_s=float(asked.share_of[pairs.of_class[pair]] @ flow),
         usd_per_s=usd_per_s,
         new_loads=tuple(
             (worker, variant)
@@ -534,7 +547,7 @@ def _greedy(asked: Problem) -> dict[str, Set[str]]:
     """Worker by worker, the cheapest and those that have something first: the choice that gains most in what time and
     memory are left, until none gains what its load must. A gain is what nobody served yet, then what is served by less.
     """
-    pairs, classes = asked.pairs, len(asked.classes)
+    pairs, classes, levels, level_of = asked.pairs, len(asked.classes), asked.levels, asked.level_of
     open_rows = np.array([demand.rows_per_s for demand in asked.classes])
     served_rows, served_value = np.zeros(classes), np.zeros(classes)
     load: dict[str, Set[str]] = {}
@@ -550,17 +563,18 @@ def _greedy(asked: Problem) -> dict[str, Set[str]]:
         for worker in sorted(group.loaded, key=lambda worker: (not group.loaded[worker], worker)):
             is_new = np.array([variant not in group.loaded[worker] for variant in variants], dtype=bool)
             taken: set[int] = set()
-            left_ms, free_mb = asked.device_ms, group.memory_mb
-            while own.size and left_ms > EPSILON:
+            left_ms, free_mb = np.full(levels, asked.device_ms), group.memory_mb
+            by_level = local * levels + level_of[of_class]
+            while own.size and (left_ms > EPSILON).any():
                 better = np.maximum(0.0, value - served_value[of_class])
-                time_ms = np.maximum(0.0, left_ms - is_new * share * asked.device_ms)
-                needs = [np.bincount(local, rate * ms, own.size)
+                time_ms = np.maximum(0.0, left_ms - (is_new * share)[:, None] * asked.device_ms)
+                needs = [_summed(by_level, rate * ms, own.size, levels)
                          for rate in (open_rows[of_class], served_rows[of_class] * (better > EPSILON))]  # fmt: skip
-                gains = [np.bincount(local, rate * gain, own.size)
+                gains = [_summed(by_level, rate * gain, own.size, levels)
                          for rate, gain in ((open_rows[of_class], value), (served_rows[of_class], better))]  # fmt: skip
                 first = np.minimum(1.0, time_ms / np.maximum(needs[0], EPSILON))
                 second = np.minimum(1.0, (time_ms - first * needs[0]) / np.maximum(needs[1], EPSILON))
-                gain = first * gains[0] + second * gains[1] - is_new * asked.load_cost[own]
+                gain = (first * gains[0] + second * gains[1]).sum(axis=1) - is_new * asked.load_cost[own]
                 gain[memory > free_mb + EPSILON] = -INF
                 gain[list(taken)] = -INF
                 j = int(np.argmax(gain))
@@ -568,12 +582,12 @@ def _greedy(asked: Problem) -> dict[str, Set[str]]:
                     break
                 taken.add(j)
                 free_mb -= float(memory[j])
-                left_ms -= float(first[j] * needs[0][j] + second[j] * needs[1][j])
+                left_ms = left_ms - first[j] * needs[0][j] - second[j] * needs[1][j]
                 at = local == j
                 on, of = of_class[at], value[at]
                 rose = better[at] > EPSILON
-                new_rows = open_rows[on] * first[j]
-                up_rows = served_rows[on] * second[j] * rose
+                new_rows = open_rows[on] * first[j][level_of[on]]
+                up_rows = served_rows[on] * second[j][level_of[on]] * rose
                 total = served_rows[on] * served_value[on] + new_rows * of + up_rows * (of - served_value[on])
                 open_rows[on] -= new_rows
                 served_rows[on] += new_rows
@@ -586,3 +600,10 @@ def _greedy(asked: Problem) -> dict[str, Set[str]]:
                     free_mb -= memory_mb
             load[worker] = kept
     return load
+
+
+def _summed(at: NDArray[np.int64], value: NDArray[np.float64], choices: int, levels: int) -> NDArray[np.float64]:
+    """By choice and level."""
+    summed = np.zeros(choices * levels)
+    np.add.at(summed, at, value)
+    return summed.reshape(choices, levels)

@@ -43,6 +43,10 @@ class Demand:
     """Rather less accurate than not at all: any variant may answer."""
     weight: float = 1.0
     """What a row is worth beside others'."""
+    level: int = 0
+    """Classes of one level are asked for at the same time, those of another level at another time."""
+    share: float = 1.0
+    """Of the time, in which it is asked for; the same for all of a level."""
     burst: float = 1.0
     """Variance of the rows that come in some time, over their mean: 1 for a Poisson process (index of dispersion)."""
 
@@ -161,9 +165,8 @@ def _merged(demands: Sequence[Demand], step: float, one_floor: bool) -> tuple[De
     for each in demands:
         latency = floor(log(max(each.latency_ms, 1e-3), step)) if each.latency_ms < INF else INF
         hopeless = each.accuracy_min == INF
-        bins[
-            each.task, latency, hopeless if one_floor else each.accuracy_min, each.prefer, each.degrades, each.weight
-        ].append(each)
+        floor_ = hopeless if one_floor else each.accuracy_min
+        bins[each.task, latency, floor_, each.prefer, each.degrades, each.weight, each.level].append(each)
     return tuple(
         replace(
             alike[0],
@@ -184,7 +187,7 @@ class Pairs:
     of_choice: NDArray[np.int64]
     row_ms: NDArray[np.float64]
     worth: NDArray[np.float64]
-    """Goodness of a row: the class's weight times 1, or times the accuracy."""
+    """Goodness of a row: the class's weight times 1, or times the accuracy, in its share of the time."""
     value: NDArray[np.float64]
     """Likewise, less what decides between equals."""
 
@@ -209,6 +212,21 @@ class Problem:
     """Of everything that was offered, be it of use or not."""
 
     @property
+    def levels(self) -> int:
+        """How many there are."""
+        return 1 + max((each.level for each in self.classes), default=0)
+
+    @property
+    def level_of(self) -> NDArray[np.int64]:
+        """By class."""
+        return np.array([each.level for each in self.classes], dtype=np.int64)
+
+    @property
+    def share_of(self) -> NDArray[np.float64]:
+        """By class."""
+        return np.array([each.share for each in self.classes])
+
+    @property
     def device_ms(self) -> float:
         """A worker's time that may be planned, milliseconds a second."""
         return 1000 * self.options.utilisation_max
@@ -224,15 +242,15 @@ def problem(demands: Iterable[Demand], choices: Sequence[Choice], groups: Sequen
     offered = [c for c in choices if c.group in by_name and c.memory_mb <= by_name[c.group].memory_mb]
     classes = merged(demands, offered, options.classes_max)
     of_task: dict[str, list[int]] = defaultdict(list)
-    rates: dict[str, float] = defaultdict(float)
+    rates: dict[tuple[str, int], float] = defaultdict(float)
     for index, each in enumerate(classes):
         of_task[each.task].append(index)
-        rates[each.task] += each.rows_per_s
+        rates[each.task, each.level] += each.rows_per_s
     loaded = {(v, group.name) for group in by_name.values() for variants in group.loaded.values() for v in variants}
     alike: dict[tuple[str, str], list[tuple[Choice, NDArray[np.float64]]]] = defaultdict(list)
     for choice in {choice.key: choice for choice in offered}.values():
         own = of_task.get(choice.task, ())
-        times = np.array([_time_of(choice, classes[i], rates[choice.task], options) for i in own])
+        times = np.array([_time_of(choice, classes[i], rates[choice.task, classes[i].level], options) for i in own])
         if len(own) and np.isfinite(times).any():
             alike[choice.task, choice.group].append((choice, times))
     kept = [
@@ -270,7 +288,7 @@ def _time_of(choice: Choice, demand: Demand, rows_per_s: float, options: Options
 
 
 def _worth(choice: Choice, demand: Demand) -> float:
-    return demand.weight * (choice.accuracy if demand.by_accuracy else 1.0)
+    return demand.share * demand.weight * (choice.accuracy if demand.by_accuracy else 1.0)
 
 
 def _useful(
@@ -318,7 +336,7 @@ def _pairs(
         by_latency = demand.prefer == "latency"
         less = choices[number].p50_ms[0] if by_latency else usd
         tie = TIE_ACCURACY if demand.by_accuracy else TIE_COST
-        values.append(worth - tie * demand.weight * less / max(most[demand.task, by_latency], 1e-300))
+        values.append(worth - tie * demand.share * demand.weight * less / max(most[demand.task, by_latency], 1e-300))
     columns = list(zip(*rows, strict=True)) if rows else [()] * 5
     return Pairs(
         np.array(columns[0], dtype=np.int64),

@@ -24,6 +24,7 @@ from typing import Any
 
 from broker import placement
 from broker.copies import Offer, spread
+from broker.levels import Levels
 from broker.loading import Loading
 from broker.measured import Builders, Measured
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
@@ -152,6 +153,7 @@ class Planner:
         self._allocated_by: object = None
         self._allocated_for: Mapping[str, float] = {}
         self._allocate_ms = 0.0
+        self._levels = Levels()
 
     def remember(self, situation: Situation, past: Iterable[tuple[float, Sequence[Demanded]]]) -> None:
         """What was asked for before anything is planned, and when; see :meth:`broker.scaler.Scaler.remember`.
@@ -164,12 +166,14 @@ class Planner:
         choices = _choices(situation, measured, default)
         prices = {name: of.price_per_hour for name, of in situation.scaling.items()}
         for at_ms, demand in past:
+            self._levels.hear(demand, at_ms)
             self._scaler.remember(_lasting(_demands(demand)), choices, prices, at_ms)
 
     def plan(self, previous: Plan | None, situation: Situation, leader: str, now_ms: float) -> Plan | None:
         """The next plan, or None while the previous one still says the same."""
         before = previous.workers if previous is not None else {}
         self._remember(before, situation, now_ms)
+        self._levels.hear(situation.demand, now_ms)
         measured = self._look(situation)
         shadows = [s[1] for labels in situation.labels.values() if (s := shadow_of(labels)) is not None and s[1]]
         default, besides = answering(situation.models.values(), measured.ready, situation.labels, situation.served)
@@ -348,7 +352,12 @@ class Planner:
             )
             for group in groups
         ]
-        arguments: tuple[Any, ...] = (_demands(situation.demand), choices, fleet_groups, self._options)
+        demands = [
+            replace(each, level=number, share=level.share)
+            for number, level in enumerate(self._levels.of(situation.demand))
+            for each in _demands(level.demand)
+        ]
+        arguments: tuple[Any, ...] = (demands, choices, fleet_groups, self._options)
         if situation.scaling:  # what the fleet was sized for is to be placed, too, the dear queries with the others
             use = max(self._options.utilisation_max, self._scaler.utilisation_max)
             options = replace(self._options, utilisation_max=use, candidates_max=CANDIDATES_MAX, runs_alone=1.0)

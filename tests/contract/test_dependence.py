@@ -41,6 +41,7 @@ PURE = frozenset(
         "broker.intake",
         "broker.jobs",
         "broker.ledger",
+        "broker.levels",
         "broker.loading",
         "broker.measured",
         "broker.offsets",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain, combinations, product
@@ -108,24 +109,27 @@ def placements(choices: Sequence[Choice], groups: Sequence[Group]) -> Iterator[d
 
 def worth_of(load: Mapping[str, Set[str]], demands: Sequence[Demand], choices: Sequence[Choice], groups: Sequence[Group]
              ) -> float:  # fmt: skip
-    """The most goodness a second that a placement gives, worker by worker."""
+    """The most goodness a second that a placement gives, worker by worker and level by level."""
     workers = {worker: each.name for each in groups for worker in each.loaded}
-    rates = {task: sum(d.rows_per_s for d in demands if d.task == task) for task in {d.task for d in demands}}
+    rates: Counter[tuple[str, int]] = Counter()
+    for each in demands:
+        rates[each.task, each.level] += each.rows_per_s  # type: ignore[assignment]
     flows = []
     for d, asked in enumerate(demands):
         for w, (worker, own_group) in enumerate(workers.items()):
             for c in choices:
-                ms = row_ms(c, asked.latency_ms, rates.get(c.task, 0.0))
+                ms = row_ms(c, asked.latency_ms, rates[c.task, asked.level])
                 may = asked.degrades or c.accuracy >= asked.accuracy_min
                 if c.task == asked.task and c.group == own_group and c.variant in load[worker] and may and ms < INF:
                     by_accuracy = asked.degrades or asked.prefer == "accuracy"
-                    flows.append((d, w, ms, asked.weight * (c.accuracy if by_accuracy else 1.0)))
+                    worth = asked.share * asked.weight * (c.accuracy if by_accuracy else 1.0)
+                    flows.append((d, 2 * w + asked.level, ms, worth))
     if not flows:
         return 0.0
-    matrix = np.zeros((len(demands) + len(workers), len(flows)))
-    for column, (d, w, ms, _) in enumerate(flows):
-        matrix[d, column], matrix[len(demands) + w, column] = 1.0, ms
-    ceiling = [d.rows_per_s for d in demands] + [1000 * PLAIN.utilisation_max] * len(workers)
+    matrix = np.zeros((len(demands) + 2 * len(workers), len(flows)))
+    for column, (d, time, ms, _) in enumerate(flows):
+        matrix[d, column], matrix[len(demands) + time, column] = 1.0, ms
+    ceiling = [d.rows_per_s for d in demands] + [1000 * PLAIN.utilisation_max] * 2 * len(workers)
     return -float(linprog([-value for *_, value in flows], A_ub=matrix, b_ub=ceiling).fun)
 
 
@@ -140,7 +144,8 @@ def instances(draw: st.DrawFn) -> tuple[list[Demand], list[Choice], list[Group]]
     demands = [
         Demand(draw(st.sampled_from("tu")), latency, draw(st.sampled_from((0.0, 0.55, 0.8))),
                draw(st.sampled_from((10.0, 100.0, 400.0))), draw(st.sampled_from(("cost", "accuracy"))),
-               draw(st.booleans()), draw(st.sampled_from((1.0, 3.0))))
+               draw(st.booleans()), draw(st.sampled_from((1.0, 3.0))), level, share)
+        for level, share in ((0, 0.75), (1, 0.25))[: draw(st.integers(1, 2))]
         for latency in (30.0, 300.0)[: draw(st.integers(1, 2))]
     ]  # fmt: skip
     return demands, choices, groups
@@ -223,6 +228,21 @@ def test_what_no_variant_can_meet_gets_nothing() -> None:
         found = place([impossible], [FAST, GOOD], [group()], PLAIN)
         assert found.served_rows_per_s == 0.0
         assert found.shares == ({},)
+
+
+def test_what_is_loaded_suits_the_calm_and_the_bursts() -> None:
+    """Alone, the calm would have the good one loaded, the burst and the mean of both the fast one."""
+    one = [group(memory_mb=400.0)]
+    for share, expected, served in ((0.02, "good", 0.98 * 10 + 0.02 * 40), (0.5, "fast", 0.5 * 10 + 0.5 * 150)):
+        calm = demand(10.0, degrades=True, level=0, share=1 - share)
+        burst = demand(150.0, degrades=True, level=1, share=share)
+        found = place([calm, burst], [FAST, GOOD], one, PLAIN)
+        assert found.load == {"g0": (expected,)}
+        assert found.served_rows_per_s == pytest.approx(served), "the mean of all levels"
+    both = place([calm, burst], [FAST, GOOD], [group()], PLAIN)
+    assert set(both.load["g0"]) == {"fast", "good"}
+    assert set(both.shares[0]) == {("good", "g")}
+    assert both.shares[1]["fast", "g"] * 150 == pytest.approx(2200 / 15), "as fast as it must be for all to be served"
 
 
 def test_accuracy_gives_way_to_demand_only_where_it_is_allowed_to() -> None:

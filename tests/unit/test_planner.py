@@ -369,6 +369,20 @@ def test_the_last_that_is_ready_goes_if_nothing_can_replace_it_while_it_stays() 
     assert play.next(IN_THE_WAY_MS_MAX + 1)["cpu-0"].load == (quick,)
 
 
+def test_bursts_that_come_again_and_again_do_not_move_what_is_loaded() -> None:
+    """There is room for one. Every burst alone would have the quick one loaded, every calm the good one."""
+    models = [model("quick"), model("good")]
+    profiles = [ready(models[0], 60, accuracy=0.7, ms=1.0), ready(models[1], 60, accuracy=0.9, ms=10.0)]
+    play = Play(models, profiles, [worker()])
+    asks = Demanded("t", 1000.0, 0.85, "accuracy", True, 20.0)
+    loads = []
+    for second in range(90):
+        rate = 600.0 if second % 10 == 9 else 20.0
+        loads.append(play.loaded(1000.0 * second, demand=[replace(asks, rows_per_second=rate)]))
+    assert loads[0] == {"good:1/onnx-fp32"}
+    assert loads[30:] == [{"quick:1/onnx-fp32"}] * 60
+
+
 def test_while_nothing_is_asked_for_what_is_quick_is_loaded_first_and_other_tasks_on_other_workers() -> None:
     models = [model(f"{task}{kind}", task=task) for task in "abc" for kind in (0, 1)]
     profiles = [ready(m, 10, accuracy=0.9 if "1" in m.name else 0.7, ms=50.0 if "1" in m.name else 1.0) for m in models]
