@@ -28,7 +28,7 @@ MEMORY_MS = 30_000.0
 """Time constant of forgetting."""
 SAMPLES_MS_MAX = 3 * MEMORY_MS
 """What is older does not count at all."""
-UNEVEN = 1.5
+UNEVEN = 2.0
 """So many times the quiet level's rows a second are another level."""
 
 
