@@ -172,8 +172,7 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
     """Of all brokers together, by the same classes."""
     classes: dict[Key, Demanded] = {}
     for each in demands:
-        latency_ms = inf if each.latency_ms is None else each.latency_ms
-        key = class_key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
+        key = key_of(each)
         known = classes.get(key)
         if known is None:
             classes[key] = each
@@ -187,6 +186,12 @@ def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:
             known.rows_per_second + each.rows_per_second,
         )
     return tuple(classes.values())
+
+
+def key_of(each: Demanded) -> Key:
+    """The class of what is told."""
+    latency_ms = inf if each.latency_ms is None else each.latency_ms
+    return class_key(each.task, latency_ms, each.accuracy_min, each.prefer, each.degrades)
 
 
 @lru_cache(4096)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.demand import Key, class_key
+from broker.demand import Key, key_of
 from modelless.messages import Demanded
 
 SAMPLE_MS = 1000.0
@@ -54,7 +54,7 @@ class Levels:
         """As often as one likes; no time without any demand counts."""
         if not demand or (self._samples and now_ms < self._samples[-1].at_ms + SAMPLE_MS):
             return
-        by_class = {class_key(d.task, d.bounds[1], d.accuracy_min, d.prefer, d.degrades): d for d in demand}
+        by_class = {key_of(each): each for each in demand}
         self._samples.append(_Sample(now_ms, by_class, sum(each.rows_per_second for each in demand)))
         while self._samples[0].at_ms < now_ms - SAMPLES_MS_MAX:
             self._samples.popleft()
