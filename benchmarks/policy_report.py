@@ -191,14 +191,17 @@ def show(console: Console, cells: Sequence[CellSummary], carried: Sequence[Carri
 
 
 def show_overall(console: Console, told: Mapping[str, Any]) -> None:
-    share, one = told["share_mean"], told["single_best_rival"]
+    way = f"{STATIC} is as good as the bound"
+    if told["share_mean"] is not None:
+        way = (
+            f"ours goes {told['share_mean']:.0%} of the way from {STATIC} to the bound (mean of {told['share_cells']} "
+            f"cells; {told['share_pooled']:.0%} of all that there is to gain; worst {told['share_worst']:.0%})"
+        )
     console.print(
-        f"[bold]goodness[/]: ours goes {'' if share is None else f'{share:.0%}'} of the way from {STATIC} to the bound "
-        f"(mean of {told['share_cells']} cells; {told['share_pooled'] or 0:.0%} of all that there is to gain; worst "
-        f"{told['share_worst'] or 0:.0%}); against the best rival of each cell {told['lead_mean_points']:+.2f} points "
+        f"[bold]goodness[/]: {way}; against the best rival of each cell {told['lead_mean_points']:+.2f} points "
         f"in the mean, {told['lead_worst_points']:+.2f} in the worst ({told['lead_worst_cell']}, against "
-        f"{told['lead_worst_rival']}), ahead in {told['cells_ahead']} of {told['cells']}; "
-        f"against the best single rival, {one}, {told['lead_on_single_best_points']:+.2f} in the mean",
+        f"{told['lead_worst_rival']}), ahead in {told['cells_ahead']} of {told['cells']}; against the best single "
+        f"rival, {told['single_best_rival']}, {told['lead_on_single_best_points']:+.2f} in the mean",
         highlight=False,
     )
 
