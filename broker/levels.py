@@ -5,8 +5,8 @@ the present moment is loaded when it is over. So a placement is chosen for both 
 with recourse (Birge, Louveaux: "Introduction to Stochastic Programming", 2011): what is loaded is the same at both
 levels, who answers is not. The levels are the two clusters of the seconds of late that differ the least within (k-means
 in one dimension, which is exact: Fisher, "On grouping for maximum homogeneity", 1958), recent seconds counting more;
-each has the mean of what was asked for in it, and the share of time that it took. A load that is
-hardly uneven has one level, the present one.
+each has the mean of what was asked for in it, and the share of time that it took. A load that is hardly uneven has one
+level, the present one.
 """
 
 from __future__ import annotations

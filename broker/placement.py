@@ -604,6 +604,4 @@ def _greedy(asked: Problem) -> dict[str, Set[str]]:
 
 def _summed(at: NDArray[np.int64], value: NDArray[np.float64], choices: int, levels: int) -> NDArray[np.float64]:
     """By choice and level."""
-    summed = np.zeros(choices * levels)
-    np.add.at(summed, at, value)
-    return summed.reshape(choices, levels)
+    return np.bincount(at, value, choices * levels).astype(np.float64).reshape(choices, levels)
