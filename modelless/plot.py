@@ -136,6 +136,8 @@ def _draw(
     axes: Axes, panel: Panel, own: Sequence[Variant], colours: Mapping[str, str], markers: Mapping[str, str]
 ) -> list[tuple[float, float, bool]]:
     """Points, error bars and frontier; where each variant is, in data coordinates, and if it is on the frontier."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     xs = [getattr(_point(variant), panel.field) * panel.factor for variant in own]
     chosen = set(frontier([Point(variant.accuracy or 0.0, x) for variant, x in zip(own, xs, strict=True)]))
     stairs = sorted((xs[index], own[index].accuracy or 0.0) for index in chosen)
@@ -164,7 +166,9 @@ def _draw(
         )
     axes.set_xlabel(panel.axis)
     axes.margins(x=0.12, y=0.08)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return [
         (x, variant.accuracy or 0.0, index in chosen) for index, (x, variant) in enumerate(zip(xs, own, strict=True))
     ]

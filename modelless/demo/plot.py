@@ -40,6 +40,7 @@ def plot(path: Path, scenario: Scenario, answers: Sequence[Answer], seconds: flo
         latencies.scatter([a.at_s for a in mine], [a.latency_ms for a in mine], s=3, color=f"C{index}", label=kind.name)
         latencies.axhline(kind.latency_ms_max, color=f"C{index}", linewidth=0.8, linestyle="--")
     latencies.set_yscale("log")
+    latencies.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     latencies.set_ylabel("latency, ms")
     latencies.set_title("how fast it was answered (dashed: what was asked)", loc="left")
 

@@ -1,4 +1,4 @@
-"""What README.md shows can be used as it stands."""
+"""What README.md shows can be used as it stands, and what it and docs/ point to is there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from modelless.headers import read_headers
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
@@ -51,9 +52,16 @@ def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_links_lead_somewhere(link: str) -> None:
-    assert link.startswith("http") or (ROOT / link).exists()
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = set(re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()))
+    assert not {link for link in links if not link.startswith("http") and not (ROOT / page.parent / link).exists()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_benchmarks_exist(page: Path) -> None:
+    names = set(re.findall(r"benchmarks\.(\w+)[ `]", (ROOT / page).read_text()))
+    assert not {name for name in names if not (ROOT / "benchmarks" / f"{name}.py").exists()}
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"^modelless (\w+)", README, re.MULTILINE))))
