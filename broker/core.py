@@ -49,6 +49,7 @@ from broker.usage import Meter
 from broker.versions import Loaded, canary_for
 from broker.wants import Wants
 from modelless import frames
+from modelless.fields import shown
 from modelless.headers import EXPLAIN
 from modelless.messages import Cancel, Demanded, Labels, RecordId
 
@@ -462,7 +463,7 @@ class Core:
             return self._expired(entry)
         target = self.catalog.resolve(entry.query)
         if target is None:
-            return self._reply(entry, "NOT_FOUND", "no such task, model, version or variant")
+            return self._reply(entry, "NOT_FOUND", f"no such {_kind(entry)}: {shown(_asked(entry))}")
         bucket = None if entry.within_quota else self.quotas.of(entry)
         if bucket is not None and (wait_ms := bucket.wait_ms(now_ms)):
             return self._over_quota(entry, bucket, wait_ms)
@@ -988,6 +989,11 @@ def _asked(entry: Entry) -> str:
     """The task, or whatever else the query names."""
     query = entry.query
     return query.task or query.model or query.variant or ""
+
+
+def _kind(entry: Entry) -> str:
+    """Of what :func:`_asked` is."""
+    return "task" if entry.query.task is not None else "model" if entry.query.model is not None else "variant"
 
 
 def _batch(sent: Sent, entries: list[Entry], times: tuple[tuple[int, float], ...]) -> frames.Batch:

@@ -76,7 +76,7 @@ class EmbeddedKafka:
         if self.pid is not None:
             return
         _refuse_taken_port(self.port)
-        java, classpath = _java(), _jars(self._progress)
+        java, classpath = _java(), class_path(self._progress)
         self._prepare(java, classpath)
         self._progress(f"starting Apache Kafka {KAFKA_VERSION} on {self.bootstrap_servers}")
         self._spawn([*self._java_command(java, classpath), "kafka.Kafka", str(self._properties)])
@@ -287,7 +287,7 @@ def _java() -> Path:
     return Path(JAVA)
 
 
-def _jars(progress: Progress) -> str:
+def class_path(progress: Progress = lambda _: None) -> str:
     """Kafka's class path, fetched on first use: about 70 MB.
 
     Raises:

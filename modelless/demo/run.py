@@ -90,7 +90,11 @@ async def _serve(options: Options, config_file: Path, family: Family, console: C
         plan, driven, count = await _drive(options, system, scenario.make_scenario(measured(found)), family, console)
         _conclude(options, plan, found, driven, count, console)
         if options.keep:
-            console.print(f"kept running: modelless query --config {config_file} --help; Ctrl-C ends it")
+            kafka = system.config.kafka
+            console.print(
+                f"kept running at {kafka.servers}, topics {kafka.topic_prefix}.*; Ctrl-C ends it\n"
+                f"ask it: modelless query --config {config_file} --help, or from Java, Go or kcat: docs/clients.md"
+            )
             await system.wait()
     return count.is_exact
 
