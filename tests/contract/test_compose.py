@@ -152,6 +152,11 @@ def _copied() -> Iterator[str]:
         yield from line.split()[:-1]
 
 
+def test_every_package_is_copied() -> None:
+    find = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert {package.removesuffix("*") for package in find["include"]} <= set(_copied())
+
+
 def test_everything_copied_passes_the_ignore_file() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(_copied()) == kept
