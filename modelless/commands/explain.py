@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
 
         `modelless explain --task digits --latency-ms 5 --on-miss degrade --json | jq .decision`
         """
+        from modelless.commands import asking
         from modelless.config import load_config
         from modelless.errors import InvalidArgumentError
         from modelless.messages import ON_MISS, PREFERENCES, Query
@@ -64,7 +65,8 @@ def register(app: typer.Typer) -> None:
                 f"--prefer is one of {', '.join(PREFERENCES)}; --on-miss of {', '.join(ON_MISS)}"
             )
         query = Query("", (), task, model, variant, latency_ms, None, accuracy, cost_max, prefer, on_miss)
-        raise typer.Exit(asyncio.run(_show(load_config(config), query, rows, as_json=as_json)))
+        settings = load_config(config)
+        raise typer.Exit(asking.run(settings, _show(settings, query, rows, as_json=as_json)))
 
 
 async def _show(config: Config, query: Query, rows: int, *, as_json: bool) -> int:

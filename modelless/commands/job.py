@@ -98,6 +98,7 @@ def register(app: typer.Typer) -> None:
 
 def _run(config: Config, data: Dataset, out: Path, asked: dict[str, Any], *, as_json: bool) -> int:
     """Returns the exit status."""
+    from modelless.commands import asking
     from modelless.errors import InvalidArgumentError
     from modelless.job import Job, Journal
 
@@ -111,7 +112,7 @@ def _run(config: Config, data: Dataset, out: Path, asked: dict[str, Any], *, as_
     with journal:
         job = Job(data, journal, asked)
         try:
-            asyncio.run(_ask(config, data, job, journal.flush))
+            asking.run(config, _ask(config, data, job, journal.flush))
         except (KeyboardInterrupt, asyncio.CancelledError):
             journal.flush()
             typer.echo(
@@ -153,7 +154,7 @@ async def _show(data: Dataset, job: Job, flush: Any) -> None:
         MofNCompleteColumn(),
         TextColumn("rows  {task.fields[rate]:,.0f} rows/s "),
         TimeRemainingColumn(),
-        TextColumn(" ${task.fields[cost]:.6f}{task.fields[failed]}"),
+        TextColumn(" ${task.fields[cost]:.4g}{task.fields[failed]}"),
     )
     loop = asyncio.get_running_loop()
     start_s, said_s = loop.time(), loop.time()
@@ -169,7 +170,7 @@ async def _show(data: Dataset, job: Job, flush: Any) -> None:
             if not console.is_terminal and loop.time() - said_s >= SAY_S:
                 said_s = loop.time()
                 left = f"{(data.rows - done) / rate:,.0f} s left" if rate else "nothing answered yet"
-                line = f"{done:,} of {data.rows:,} rows, {rate:,.0f} rows/s, {left}, ${job.cost_usd:.6f}{failed}"
+                line = f"{done:,} of {data.rows:,} rows, {rate:,.0f} rows/s, {left}, ${job.cost_usd:.4g}{failed}"
                 console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -190,7 +191,7 @@ def _summarise(job: Job, data: Dataset, out: Path, accuracy: float | None, *, as
         return
     before = f" ({job.rows_before:,} of them in an earlier run)" if job.rows_before else ""
     right = "" if accuracy is None else f", accuracy {accuracy:.4f}"
-    typer.echo(f"{job.rows_answered:,} of {data.rows:,} rows answered{before}, ${job.cost_usd:.6f}{right}: {out}")
+    typer.echo(f"{job.rows_answered:,} of {data.rows:,} rows answered{before}, ${job.cost_usd:.4g}{right}: {out}")
     for reason, number in reasons.most_common(10):
         typer.secho(f"  {number:,} queries failed: {reason}", err=True, fg=typer.colors.RED)
     if reasons:

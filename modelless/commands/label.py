@@ -70,6 +70,7 @@ def register(app: typer.Typer) -> None:
 
         `modelless label digits-cnn` — labels, answers, failures, times, and how often the shadow agreed
         """
+        from modelless.commands import asking
         from modelless.config import load_config
         from modelless.errors import InvalidArgumentError
         from modelless.labels import LABELS
@@ -83,7 +84,8 @@ def register(app: typer.Typer) -> None:
             "latency_margin": latency_margin,
             "samples_min": samples_min,
         }
-        asyncio.run(_run(load_config(config), target, name, remove, numbers, as_json=as_json))
+        settings = load_config(config)
+        asking.run(settings, _run(settings, target, name, remove, numbers, as_json=as_json))
 
 
 async def _run(

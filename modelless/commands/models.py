@@ -31,7 +31,7 @@ def describe(profile: Profile) -> str:
         f"{profile.memory_bytes / 2**20:,.0f} MB",
         "" if not profile.batches else f"{profile.batches[0].p50_ms:.2f} ms for one row",
         "" if best is None else f"{best.rows_per_second:,.0f} rows/s in batches of {best.batch_size}",
-        "" if best is None else f"${best.cost:.6f} per 1,000",
+        "" if best is None else f"${best.cost:.3g} per 1,000",
     ]
     return ", ".join(part for part in parts if part)
 
@@ -69,13 +69,15 @@ def register(app: typer.Typer) -> None:
 
         `modelless models --json | jq '.[].variants[] | select(.on_frontier) | .variant'`
         """
+        from modelless.commands import asking
         from modelless.config import load_config
 
         if plot is not None:
             from modelless.plot import require
 
             require(plot)
-        asyncio.run(_show(load_config(config), task, model, as_json=as_json, plot=plot))
+        settings = load_config(config)
+        asking.run(settings, _show(settings, task, model, as_json=as_json, plot=plot))
 
 
 async def _show(config: Config, task: str | None, model: str | None, *, as_json: bool, plot: Path | None) -> None:

@@ -91,6 +91,7 @@ def register(app: typer.Typer) -> None:
 
         `modelless plan --watch orders --task fraud --latency-ms 100` — what would it cost to answer each order?
         """
+        from modelless.commands import asking
         from modelless.config import load_config
         from modelless.errors import InvalidArgumentError
         from modelless.messages import ON_MISS, PREFERENCES
@@ -115,10 +116,11 @@ def register(app: typer.Typer) -> None:
 
             foreign = None if task is None else Foreign(task, latency_ms, accuracy, prefer, on_miss)
             ended = watching(loaded, watch, foreign, profiles, fleet, seconds, as_json=as_json)
-            raise typer.Exit(asyncio.run(ended))
+            raise typer.Exit(asking.run(loaded, ended))
         if demand is not None:
-            raise typer.Exit(asyncio.run(_quote(loaded, demand, profiles, fleet, as_json=as_json)))
-        raise typer.Exit(asyncio.run(_show(loaded, follow=follow, as_json=as_json)))
+            quoted = _quote(loaded, demand, profiles, fleet, as_json=as_json)
+            raise typer.Exit(asking.run(loaded, quoted) if profiles is None else asyncio.run(quoted))
+        raise typer.Exit(asking.run(loaded, _show(loaded, follow=follow, as_json=as_json)))
 
 
 async def _quote(config: Config, demand: Path, profiles: Path | None, fleet: Path | None, *, as_json: bool) -> int:

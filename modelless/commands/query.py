@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +52,7 @@ def register(app: typer.Typer) -> None:
 
         `modelless query --model iris:2 -i 'x=[[5.1, 3.5, 1.4, 0.2]]' --prefer accuracy --json`
         """
+        from modelless.commands import asking
         from modelless.config import load_config
         from modelless.errors import ModellessError
 
@@ -68,8 +68,9 @@ def register(app: typer.Typer) -> None:
         targets = {"task": task, "model": model, "variant": variant}
         ask |= {name: value for name, value in targets.items() if value is not None}
         arrays = dict(_read_input(text) for text in input)
+        settings = load_config(config)
         try:
-            result = asyncio.run(_ask(load_config(config), arrays, ask))
+            result = asking.run(settings, _ask(settings, arrays, ask))
         except ModellessError as error:
             if as_json:
                 typer.echo(json.dumps(_plain_error(error), indent=2))
@@ -152,7 +153,7 @@ def _print(result: Result) -> None:
         + _optional(", {:.2f} ms computed", result.execute_ms)
         + _optional(" in a batch of {}", result.batch_size)
         + _optional(", accuracy {:.4f}", result.accuracy)
-        + _optional(", cost ${:.8f}", result.cost)
+        + _optional(", cost ${:.3g}", result.cost)
     )
     for name, array in result.outputs.items():
         typer.echo(f"  {name} {array.dtype}{list(array.shape)}")

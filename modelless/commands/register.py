@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -61,19 +60,22 @@ def register(app: typer.Typer) -> None:
         data = "digits_eval.npz"        # arrays named as the inputs, and "labels"; or accuracy = 0.97
         ```
         """
+        from modelless.commands import asking
         from modelless.config import load_config
         from modelless.registration import register
 
         with _Progress() as progress:
-            registered = asyncio.run(
+            settings = load_config(config)
+            registered = asking.run(
+                settings,
                 register(
-                    load_config(config),
+                    settings,
                     specification,
                     wait=wait or wait_all,
                     wait_all=wait_all,
                     timeout_s=timeout,
                     on_progress=progress,
-                )
+                ),
             )
         model = registered.model
         typer.echo(f"{model.key} of task {model.task}: {'registered' if registered.created else 'was registered'}")

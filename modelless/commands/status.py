@@ -62,9 +62,12 @@ def register(app: typer.Typer) -> None:
 
         `modelless status --json | jq .warnings` — for scripts
         """
+        from modelless.commands import asking
         from modelless.config import load_config
 
-        raise typer.Exit(asyncio.run(_show(load_config(config), watch=watch, everything=everything, as_json=as_json)))
+        settings = load_config(config)
+        shown = _show(settings, watch=watch, everything=everything, as_json=as_json)
+        raise typer.Exit(asking.run(settings, shown))
 
 
 async def _show(config: Config, *, watch: bool, everything: bool, as_json: bool) -> int:

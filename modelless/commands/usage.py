@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,10 +48,12 @@ def register(app: typer.Typer) -> None:
         """
         from time import time
 
+        from modelless.commands import asking
         from modelless.config import load_config
         from modelless.usage import read, since_ms
 
-        usages = asyncio.run(read(load_config(config), since_ms(since, time() * 1000)))
+        settings = load_config(config)
+        usages = asking.run(settings, read(settings, since_ms(since, time() * 1000)))
         if as_json:
             import json
 
