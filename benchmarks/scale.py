@@ -1,6 +1,6 @@
 """How soon the fleet follows the load, up and down, and what that costs in queries.
 
-    python -m benchmarks.scale [--rate 25] [--seconds 40] [--ray] [--kill-leader] [--json FILE]
+    python -m benchmarks.scale [--rate 40] [--seconds 20] [--ray] [--kill-leader] [--json FILE]
 
 A real system (`modelless up`: Kafka, one broker, one group of 1 to 8 emulated devices, which wait instead of computing)
 gets Poisson arrivals of one row each at a rate, at four times that, and at that again. A query asks for an answer
@@ -85,6 +85,8 @@ class Found:
     ready_s: float | None
     start_s: float
     asked: int
+    missed_s: tuple[tuple[float, str], ...]
+    """When queries were asked that were missed, from the step up, and their outcomes."""
     window: dict[str, int]
     after: dict[str, int]
     down: dict[str, int]
@@ -106,6 +108,11 @@ class Written:
     epoch: int
     created_ms: float
     workers: int
+
+
+def say(words: str) -> None:
+    """How far it is, for who waits."""
+    print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
 
 
 class Watch:
@@ -154,10 +161,13 @@ class Watch:
     def _on_plan(self, record: ConsumerRecord) -> None:
         plan = decode_record(Plan, record.value)
         workers = sum(target.workers for target in plan.fleet.values())
+        if not self.plans or workers != self.plans[-1].workers:
+            say(f"{plan.leader} plans {workers} workers: {'; '.join(target.reason for target in plan.fleet.values())}")
         self.plans.append(Written(time.monotonic(), plan.epoch, plan.created_ms, workers))
         if workers > self._kill_above and self.killed_s is None:
             self._system.processes("broker")[plan.leader].kill()
             self.killed_s, self._killed_ms = time.monotonic(), self._clock.now_ms()
+            say(f"{plan.leader} is killed")
 
     def _look(self) -> None:
         ready = [worker for worker in self._fleet.workers() if worker.state == "ready"]
@@ -190,6 +200,7 @@ async def _ask(client: Client, asked: list[Asked]) -> None:
 
 
 async def _load(client: Client, rate: float, seconds: float, asked: list[Asked], seed: int) -> None:
+    say(f"{rate:.0f} queries a second for {seconds:.0f} s")
     draw = np.random.default_rng(seed)
     at_s = time.monotonic()
     end_s = at_s + seconds
@@ -215,8 +226,10 @@ async def measure(system: System, rate: float, seconds: float, *, kill_leader: b
     start_s = statistics.median(started) / 1000 if started else 0.0
     await watch.stop()
 
+    late = sorted((each.at_s, each.outcome) for each in asked if each.outcome != "in time" and each.at_s >= up_s)
+
     def missed(from_s: float, to_s: float) -> dict[str, int]:
-        return dict(Counter(each.outcome for each in asked if from_s <= each.at_s < to_s and each.outcome != "in time"))
+        return dict(Counter(outcome for at_s, outcome in late if from_s <= at_s < to_s))
 
     window_s = up_s + start_s + 1
     return Found(
@@ -225,6 +238,7 @@ async def measure(system: System, rate: float, seconds: float, *, kill_leader: b
         watch.since(watch.ready, up_s, watch.at(watch.ready, up_s) + 1),
         start_s,
         len(asked),
+        tuple((round(at_s - up_s, 2), outcome) for at_s, outcome in late),
         missed(up_s, window_s),
         missed(window_s, down_s),
         missed(down_s, time.monotonic()),
@@ -242,8 +256,8 @@ def ray_section() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=25, help="queries a second, before and after the step")
-    parser.add_argument("--seconds", type=float, default=40, help="of each of the three parts")
+    parser.add_argument("--rate", type=float, default=40, help="queries a second, before and after the step")
+    parser.add_argument("--seconds", type=float, default=20, help="of each of the three parts")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))
     parser.add_argument("--ray", action="store_true", help="workers are actors of a Ray of one node")
     parser.add_argument("--kill-leader", action="store_true", help="two brokers; who leads is killed in mid-scale")
@@ -258,6 +272,8 @@ def main() -> None:
         print(f"{name:<15} {'never' if seconds is None else f'{seconds:.2f} s'}")
     for name, counted in (("in the window", found.window), ("after it", found.after), ("on the way down", found.down)):
         print(f"missed {name:<16} {sum(counted.values()):>5}  {counted or ''}")
+    seconds = Counter(int(at_s) for at_s, _ in found.missed_s)
+    print(f"missed by second {' '.join(f'{second}:{number}' for second, number in seconds.items()) or 'none'}")
     if arguments.kill_leader:
         print(f"led again after {'never' if found.led_again_s is None else f'{found.led_again_s:.2f} s'}")
     print(f"stale plans     {found.stale:>5}")

@@ -131,6 +131,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self.leads = bool(list(assigned))
+        self._news.set()
 
     async def _run(self) -> None:
         while True:

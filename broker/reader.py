@@ -191,6 +191,8 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         for topic, partition in lost:
             self._ledger.revoke(topic, partition)
         partitions = sorted(assigned)
+        with contextlib.suppress(IllegalStateError):
+            self._consumer.pause(*partitions)  # a fetch of its own would hold up the answers that we wait for here
         while generation == self._generation:
             try:
                 positions = await self._committed(partitions)
@@ -205,7 +207,6 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             self._ledger.assign(partition.topic, partition.partition, offset, metadata)
             with contextlib.suppress(IllegalStateError):
                 self._consumer.seek(partition, offset)  # or aiokafka would look for one
-                self._consumer.pause(partition)
         _log.info("partitions taken", partitions=len(partitions))
         self._owned.set()
         self._assigned.set()

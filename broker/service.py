@@ -125,28 +125,24 @@ class Broker:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled)
         announcer = self._announcer
-        followers = [
-            Follower(self._config, [self._topics.registry], self._on_registry),
-            Follower(self._config, [self._topics.profiles], self._on_profile),
-            Follower(self._config, [self._topics.plan], self._on_plan),
-        ]
-        cancels: Follower | None = None
         tasks: list[asyncio.Task[None]] = []
         async with contextlib.AsyncExitStack() as stack:
             self._server = await serve(self._config, self._hello(), self._on_open, self._on_frame, self._on_lost)
             stack.callback(self._server.close)
-            await self._outbox.start()
             stack.push_async_callback(self._outbox.stop)
-            await announcer.start()
             stack.push_async_callback(announcer.stop)
-            cancels = Follower(
-                self._config, [self._topics.cancel], self._on_cancel, since_ms=self._clock.now_ms() - CANCEL_HISTORY_MS
+            await asyncio.gather(self._outbox.start(), announcer.start())  # workers begin to dial
+            since_ms = self._clock.now_ms() - CANCEL_HISTORY_MS
+            followers = (
+                Follower(self._config, [self._topics.registry], self._on_registry),
+                Follower(self._config, [self._topics.profiles], self._on_profile),
+                Follower(self._config, [self._topics.plan], self._on_plan),
+                Follower(self._config, [self._topics.cancel], self._on_cancel, since_ms),
             )
-            for follower in (*followers, cancels):
-                await follower.start()
+            for follower in followers:
                 stack.push_async_callback(follower.stop)
+            await asyncio.gather(self._refresh_metadata(), *[follower.start() for follower in followers])
             self._core.restore()
-            await self._refresh_metadata()
             tasks = [
                 asyncio.create_task(self._watch_metadata()),
                 asyncio.create_task(self._watch_loop()),
@@ -155,14 +151,11 @@ class Broker:
             ]
             stack.callback(lambda: [task.cancel() for task in tasks])
             self._metrics = serve_metrics(self._config.metrics, _index(self._name), registry(self._core, self._outside))
+            for part in (self._reader, self._leader, self._corrector, self._accountant):
+                stack.push_async_callback(part.stop)
+            for office in (self._leader, self._corrector, self._accountant):
+                await office.start()
             await self._reader.start(self._query_topics())
-            stack.push_async_callback(self._reader.stop)
-            await self._leader.start()
-            stack.push_async_callback(self._leader.stop)
-            await self._corrector.start()
-            stack.push_async_callback(self._corrector.stop)
-            await self._accountant.start()
-            stack.push_async_callback(self._accountant.stop)
             settle()
             self._state = "ready"
             announcer.announce()

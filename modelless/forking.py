@@ -10,8 +10,8 @@ Both sides speak over a socket pair, a JSON object a line::
     -> {"name": "cpu-1", "signal": 15}                        only its parent cannot hit another one of that number
     <- {"name": "cpu-1", "code": 1, "words": "no such device"}                    it ended
 
-The server goes when the other end is closed, by whatever, and its forks die with it. :func:`serve` is the server's
-side, :class:`ForkServer` the other.
+Brokers and workers have a server each, as their imports differ. The server goes when the other end is closed, by
+whatever, and its forks die with it. :func:`serve` is the server's side, :class:`ForkServer` the other.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ import selectors
 import shlex
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
 
 from modelless.child import KILLED, LAST_WORDS, Child, die_with, how_it_ended, last_words
 
@@ -124,6 +126,11 @@ class _Server:
 # --- who asks it ------------------------------------------------------------------------------------------------------
 
 
+def fork_server_command(kind: Literal["broker", "worker"], python: str = sys.executable) -> tuple[str, ...]:
+    """Command line of what such processes are forked from, without its socket's number."""
+    return python, "-m", "modelless", "forks", kind
+
+
 class Fork:
     """One process that was asked for, as :class:`modelless.child.Child`."""
 
@@ -148,6 +155,9 @@ class Fork:
 class ForkServer:
     """Started with ``command`` and the number of its socket, when it is needed and not there."""
 
+    name = "fork server"
+    drain_s = 0.0
+
     def __init__(self, command: Sequence[str]) -> None:
         self._command = tuple(command)
         self._writer: asyncio.StreamWriter | None = None
@@ -155,15 +165,19 @@ class ForkServer:
         self._forks: dict[str, Fork] = {}
         self._hearing: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
         """Ahead of the first fork, so that its imports are done by then. Raises OSError when it cannot be started."""
-        if self._writer is not None or self._is_closed:
-            return
+        async with self._starting:
+            if self._writer is None and not self._is_closed:
+                await self._start()
+
+    async def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = *self._command, str(theirs.fileno())
-            self._child = Child("fork server", command, 0.0, pass_fds=(theirs.fileno(),))
+            self._child = Child(self.name, command, self.drain_s, pass_fds=(theirs.fileno(),))
             await self._child.start()
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._hearing = asyncio.create_task(self._hear(reader, self._child), name="fork server")
@@ -184,11 +198,23 @@ class ForkServer:
         if self._writer is not None:
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def close(self) -> None:
+    async def ended(self) -> str:
+        """Wait for its end; how, in words."""
+        return "it does not run" if self._child is None else await self._child.ended()
+
+    def ask_to_leave(self) -> None:
         """For good. Its forks that are still there die."""
         self._is_closed = True
         if self._writer is not None:
             self._writer.close()
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+    async def close(self) -> None:
+        """Leave, and wait for that."""
+        self.ask_to_leave()
         if self._hearing is not None:
             await self._hearing
 
@@ -203,3 +229,30 @@ class ForkServer:
         how = await child.ended()
         for fork in forks.values():
             fork.end(how if how == KILLED else f"the fork server ended: {how}")
+
+
+@dataclass(slots=True)
+class Forked:
+    """What is a fork each time that it is started, as :class:`modelless.child.Child`; see :meth:`ForkServer.fork`."""
+
+    name: str
+    server: ForkServer
+    line: tuple[str, ...]
+    asked: Mapping[str, Any]
+    drain_s: float
+    _fork: Fork | None = field(default=None, repr=False)
+
+    async def start(self) -> None:
+        """Raises OSError when it cannot be started."""
+        self._fork = await self.server.fork(self.name, self.line, self.asked)
+
+    async def ended(self) -> str:
+        return "it does not run" if self._fork is None else await self._fork.ended()
+
+    def ask_to_leave(self) -> None:
+        if self._fork is not None:
+            self._fork.ask_to_leave()
+
+    def kill(self) -> None:
+        if self._fork is not None:
+            self._fork.kill()

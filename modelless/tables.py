@@ -136,13 +136,16 @@ class Follower:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await consumer.start()
+                partitions = consumer.assignment()
+                consumer.pause(*partitions)  # answers wait behind a fetch, which waits for records
                 await self._seek(consumer)
             ends = await _ends(consumer)
+            consumer.resume(*partitions)
             checked_s = time.monotonic()
             while True:
-                heard = await self._poll(consumer)
                 if not self._caught_up.done() and await _reached(consumer, ends):
                     self._caught_up.set_result(None)
+                heard = await self._poll(consumer)
                 if heard:
                     self._quiet_s, self._behind = 0.0, 0
                 elif (elapsed_s := time.monotonic() - checked_s) >= CHECK_INTERVAL_S:

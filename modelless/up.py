@@ -1,9 +1,9 @@
 """The supervisor behind ``modelless up``: starts the parts, restarts what dies, takes all down in the right order.
 
-Parts are kept in **tiers**. They start first tier first (Kafka, then everybody else at once) and stop last tier
-first: brokers drain what they hold while their workers are still there, then the workers, then Kafka. What has not
-gone within its time is killed; a second signal kills everything at once. Workers are a part together: the provisioner,
-which keeps as many as the plan says (:mod:`modelless.provision`).
+Parts are kept in **tiers**. They start first tier first (what brokers are forked from, Kafka, then everybody else at
+once) and stop last tier first: brokers drain what they hold while their workers are still there, then the workers, then
+Kafka. What has not gone within its time is killed; a second signal kills everything at once. Workers are a part
+together: the provisioner, which keeps as many as the plan says (:mod:`modelless.provision`).
 
 A part that dies is restarted: at once the first time, with a growing delay while it keeps dying young.
 Child processes die with this one (``PR_SET_PDEATHSIG``), whatever ends it.
@@ -23,12 +23,13 @@ from typing import Any, Protocol
 import structlog
 
 from modelless import provision
-from modelless.child import KILLED, Child
+from modelless.child import KILLED
 from modelless.clock import KafkaClock
 from modelless.config import Config
 from modelless.embedded import EmbeddedKafka
 from modelless.errors import ConfigurationError, ModellessError
 from modelless.fleet import FleetView
+from modelless.forking import Forked, ForkServer, fork_server_command
 from modelless.messages import Member
 from modelless.provision.service import Provisioning
 from modelless.restarts import RestartPolicy
@@ -155,14 +156,16 @@ class Supervisor:
             await part.ended()
 
 
-def brokers_of(config: Config, file: Path | None) -> list[Child]:
-    """The brokers that the configuration asks for, as child processes."""
-    command = (sys.executable, "-m", "modelless", "broker", "--name")
+def brokers_of(config: Config, file: Path | None, server: ForkServer) -> list[Forked]:
+    """The brokers that the configuration asks for, as forks of that."""
     options = ("--config", str(file)) if file is not None else ()
-    return [
-        Child(f"broker-{n}", (*command, f"broker-{n}", *options), config.broker.drain_s)
-        for n in range(config.broker.brokers)
-    ]
+
+    def broker(name: str) -> Forked:
+        line = sys.executable, "-m", "modelless", "broker", "--name", name, *options
+        asked = {"name": name, "file": None if file is None else str(file)}
+        return Forked(name, server, line, asked, config.broker.drain_s)
+
+    return [broker(f"broker-{n}") for n in range(config.broker.brokers)]
 
 
 async def run(
@@ -206,6 +209,8 @@ async def _start(supervisor: Supervisor, config: Config, file: Path | None, on_r
             'provisioner.kind = "kubernetes": the cluster runs brokers and workers (compose/kubernetes/), and '
             "`modelless provisioner` in a pod scales them; `modelless up` is for local processes and Ray"
         )
+    forks = ForkServer(fork_server_command("broker"))
+    await supervisor.start([forks])  # it imports while Kafka starts
     if config.kafka.bootstrap_servers is None:
         node = EmbeddedKafka(
             config.kafka.embedded_port,
@@ -217,7 +222,7 @@ async def _start(supervisor: Supervisor, config: Config, file: Path | None, on_r
     created = await create_missing(config)
     if created:
         log.info("created topics", topics=" ".join(created))
-    provisioning, brokers = Provisioning(config, provision.make(config, file)), brokers_of(config, file)
+    provisioning, brokers = Provisioning(config, provision.make(config, file)), brokers_of(config, file, forks)
     names = {part.name for part in brokers}
     changed = asyncio.Event()
     view = FleetView(config, KafkaClock(), changed.set)

@@ -29,14 +29,20 @@ def register(app: typer.Typer) -> None:
 
         Example:  modelless broker --name broker-1 --config modelless.toml
         """
-        settings = load_config(config)
-        configure(settings.log, "broker", name)
-        import uvloop
+        raise typer.Exit(route(name, config))
 
-        from broker.service import Broker
 
-        async def serve() -> int:
-            return await Broker(settings, name).run()
+def route(name: str, config: Path | None) -> int:
+    """Be that broker; the exit status. Raises ConfigurationError."""
+    import uvloop
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            raise typer.Exit(runner.run(serve()))
+    from broker.service import Broker
+
+    settings = load_config(config)
+    configure(settings.log, "broker", name)
+
+    async def serve() -> int:
+        return await Broker(settings, name).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve())

@@ -65,11 +65,6 @@ def make(config: Config, file: Path | None = None) -> Provisioner:
     return LocalProcesses(config, file)
 
 
-def fork_server_command(python: str = sys.executable) -> tuple[str, ...]:
-    """Command line of what worker processes are forked from, without its socket's number."""
-    return python, "-m", "modelless", "forks"
-
-
 def worker_command(group: str, name: str, file: Path | None, python: str = sys.executable) -> tuple[str, ...]:
     """Command line of a worker process."""
     options = ("--config", str(file)) if file is not None else ()

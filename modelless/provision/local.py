@@ -13,8 +13,8 @@ from pathlib import Path
 
 from modelless.child import KILLED
 from modelless.config import Config
-from modelless.forking import Fork, ForkServer
-from modelless.provision import fork_server_command, worker_command
+from modelless.forking import Fork, ForkServer, fork_server_command
+from modelless.provision import worker_command
 from modelless.provision.reconcile import Instance
 
 
@@ -28,7 +28,7 @@ class LocalProcesses:
         self.name = f"local-{socket.gethostname()}"
         self.changed = asyncio.Event()
         self._file = file
-        self._server = ForkServer(fork_server_command())
+        self._server = ForkServer(fork_server_command("worker"))
         self._running: dict[str, tuple[Instance, Fork]] = {}
         self._ended: list[Instance] = []
         self._watches: set[asyncio.Task[None]] = set()

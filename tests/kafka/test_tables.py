@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -60,6 +61,15 @@ async def test_start_returns_on_empty_topics(config: Config) -> None:
     await follower.start()
     assert table.values == []
     await follower.stop()
+
+
+async def test_nothing_waits_for_records_that_do_not_come(config: Config) -> None:
+    followers = [Follower(config, [topics(config).cancel], Table(), since_ms=n * 1e9 or None) for n in range(4)]
+    began_s = time.monotonic()
+    for follower in followers:
+        await follower.start()
+    assert time.monotonic() - began_s < 0.5, "each answer of Kafka behind a fetch takes a quarter of a second"
+    await asyncio.gather(*[follower.stop() for follower in followers])
 
 
 async def test_the_barrier_knows_control_records_and_hides_what_was_aborted(config: Config) -> None:

@@ -39,7 +39,7 @@ time.sleep(60)
 
 @pytest.fixture
 async def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalProcesses]:
-    monkeypatch.setattr(local, "fork_server_command", lambda: (sys.executable, "-c", SCRIPT, str(tmp_path)))
+    monkeypatch.setattr(local, "fork_server_command", lambda _: (sys.executable, "-c", SCRIPT, str(tmp_path)))
     found = LocalProcesses(Config(), None)
     yield found
     await found.close()

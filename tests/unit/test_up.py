@@ -14,6 +14,7 @@ import pytest
 from modelless import up
 from modelless.child import Child
 from modelless.config import BrokerConfig, Config
+from modelless.forking import Forked, ForkServer, fork_server_command
 from modelless.messages import Member
 from modelless.restarts import DELAY_MS_MAX, DELAY_MS_MIN, YOUNG_MS, RestartPolicy
 from modelless.up import Supervisor, brokers_of, not_ready
@@ -33,6 +34,17 @@ say("started")
 if kind == "fragile":
     sys.exit(3)
 time.sleep(60)
+"""
+
+# What forks such processes: the names come with what is asked.
+FORKS = """
+import socket, sys
+from modelless.forking import serve
+_, script, log, descriptor = sys.argv
+asked = serve(socket.socket(fileno=int(descriptor)))
+if asked is not None:
+    sys.argv[1:] = [log, asked["name"], "polite"]
+    exec(script)
 """
 
 
@@ -82,11 +94,13 @@ def test_a_long_life_is_forgiven() -> None:
     assert policy.died(1.0) == 500.0
 
 
-def test_brokers_of_a_configuration() -> None:
-    brokers = brokers_of(Config(broker=BrokerConfig(brokers=2)), Path("my.toml"))
+async def test_brokers_of_a_configuration() -> None:
+    server = ForkServer(fork_server_command("broker"))
+    brokers = brokers_of(Config(broker=BrokerConfig(brokers=2)), Path("my.toml"), server)
 
     assert [broker.name for broker in brokers] == ["broker-0", "broker-1"]
-    assert brokers[0].argv[1:] == ("-m", "modelless", "broker", "--name", "broker-0", "--config", "my.toml")
+    assert brokers[0].line[1:] == ("-m", "modelless", "broker", "--name", "broker-0", "--config", "my.toml")
+    assert brokers[0].asked == {"name": "broker-0", "file": "my.toml"}
 
 
 def test_only_this_runs_incarnations_count_as_ready() -> None:
@@ -111,6 +125,28 @@ async def test_restarts_what_dies_and_stops_in_order(tmp_path: Path) -> None:
     await supervisor.stop()
 
     assert log.read_text().splitlines()[-2:] == ["broker left", "worker left"]
+
+
+async def test_forks_are_kept_too_and_what_they_are_forked_from(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    server = ForkServer((sys.executable, "-c", FORKS, SCRIPT, str(log)))
+    supervisor = Supervisor()
+    brokers = [Forked(name, server, ("modelless", "broker"), {"name": name}, 10.0) for name in ("one", "two")]
+    await supervisor.start([server])
+    await supervisor.start(brokers)
+    await wait_for(log, "one started")
+    await wait_for(log, "two started")
+
+    brokers[0].kill()
+    await wait_for(log, "one started", times=2)
+    server.kill()
+    await wait_for(log, "one started", times=3)
+    await wait_for(log, "two started", times=2)
+    await supervisor.stop()
+
+    assert sorted(log.read_text().splitlines()[-2:]) == ["one left", "two left"]
+    assert log.read_text().splitlines().count("two started") == 2
+    assert await server.ended() == "exit status 0"
 
 
 async def test_who_fails_says_why(tmp_path: Path) -> None:
