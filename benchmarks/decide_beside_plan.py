@@ -33,8 +33,9 @@ from benchmarks.day_world import LATENCIES_MS, MACHINES, portfolio
 from benchmarks.decide import System, percentile
 from broker import placement, sizing
 from broker.leader import PLAN_INTERVAL_S, SWITCH_INTERVAL_S, Share
-from broker.planner import PlannedWorker, Planner, Situation
+from broker.planner import Planner
 from broker.scaler import Scaler, Scaling
+from broker.situation import PlannedWorker, Situation
 from broker.solver import Solver
 from modelless.messages import Demanded, Plan
 from modelless.process import settle

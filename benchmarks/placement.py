@@ -22,7 +22,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +109,17 @@ def measure(size: str, seed: int, options: Options) -> dict[str, float]:
     }
 
 
+def tell(rows: Sequence[Mapping[str, str | float]], file: Path) -> None:
+    """Print them as a table, and write them down with the machine."""
+    print("".join(f"{key:>14}" for key in rows[0]))
+    for row in rows:
+        texts = (v if isinstance(v, str) else f"{v:,.{3 if v < 10 else 2 if v < 100 else 0}f}" for v in row.values())
+        print("".join(f"{text:>14}" for text in texts))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"platform": platform.platform(), "python": platform.python_version()}
+    file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
@@ -117,17 +128,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/placement.json"))
     arguments = parser.parse_args()
     options = Options(time_limit_s=arguments.time_limit_s)
-    rows = []
+    rows: list[dict[str, str | float]] = []
     for size in arguments.sizes:
         rounds = [measure(size, seed, options) for seed in range(arguments.seeds)]
         rows.append({"size": size, **{key: statistics.median(r[key] for r in rounds) for key in rounds[0]}})
-    print("".join(f"{key:>14}" for key in rows[0]))
-    for row in rows:
-        texts = (value if isinstance(value, str) else f"{value:,.{3 if value < 10 else 0}f}" for value in row.values())
-        print("".join(f"{text:>14}" for text in texts))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"platform": platform.platform(), "python": platform.python_version()}
-    arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    tell(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ undercut, though perhaps none can reach it. Times are wall time, median over see
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -90,13 +88,7 @@ def main() -> None:
             told = [each[key] for each in rounds]
             row[key] = max(told) if key.endswith("%") else statistics.median(told)
         rows.append(row)
-    print("".join(f"{key:>14}" for key in rows[0]))
-    for row in rows:
-        texts = (value if isinstance(value, str) else f"{value:,.{2 if value < 100 else 0}f}" for value in row.values())
-        print("".join(f"{text:>14}" for text in texts))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"platform": platform.platform(), "python": platform.python_version()}
-    arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    placement.tell(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ from broker.gathering import Cut, best_cut, gathered
 from broker.groups import Group
 from broker.jobs import Jobs
 from broker.ledger import Entry, Ledger, State
-from broker.planner import PlannedWorker, Situation
 from broker.prices import Prices
 from broker.quotas import Bucket, Quotas
 from broker.ranking import Teams
 from broker.scaler import Scaling
 from broker.selector import Choice, Chosen, Parked, Refused, Selector
 from broker.shadows import Shadows
+from broker.situation import PlannedWorker, Situation
 from broker.statistics import Shed, ShedReason, Statistics
 from broker.stragglers import Hedge, Stragglers
 from broker.usage import Meter

@@ -29,8 +29,9 @@ from broker.bursts import SAMPLES_MAX
 from broker.catalog import Catalog
 from broker.conditions import Conditions
 from broker.demand import total as total_demand
-from broker.planner import Planner, Situation
+from broker.planner import Planner
 from broker.scaler import Scaler, Scaling
+from broker.situation import Situation
 from broker.solver import Solver
 from broker.wants import total as total_wants
 from modelless.clock import KafkaClock

@@ -1,46 +1,35 @@
-"""The plan: what is loaded on which worker, and who measures what. The planner's pure part.
+"""The plan: what is loaded on which worker. The planner's pure part.
 
-**Loading.** Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth`
-says what that is), in rounds: what is in use by those who name models stays where it is; what serves the tasks' demand
-best, by the placement (:mod:`broker.placement`), and until that is ready the last that is; more copies, where one more
-helps most (:mod:`broker.copies`), so that who is in a hurry finds somebody who is free; what else is in use stays; what
-is used or wanted goes everywhere; what is worth anything goes somewhere; then everywhere; and what is loaded for no
-reason stays while there is room for it. Without demand by task what is in use is never evicted.
+Of what is measured and ready, the most valuable that fits into each worker's memory (:mod:`broker.worth` says what
+that is), in rounds: what is in use by those who name models stays where it is; what serves the tasks' demand best, by
+the placement (:mod:`broker.placement`), and until that is ready the last that is (:mod:`broker.keeping`); more copies,
+where one more helps most (:mod:`broker.copies`), so that who is in a hurry finds somebody who is free; what else is in
+use stays; what is used or wanted goes everywhere; what is worth anything goes somewhere; then everywhere; and what is
+loaded for no reason stays while there is room for it. Without demand by task what is in use is never evicted.
 
-**Measuring.** What a group's workers can make and has no valid profile there is measured by one of them; the variants
-of one model by the same one, whose files it has. While nothing of a model is profiled, what is quickest made goes
-first. A profile that the living latency has left for good, or that is too old, is measured again: one at a time in a
-group.
+Who measures what is told by :mod:`broker.measuring`, how many workers there are by :mod:`broker.scaler`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
 from statistics import median
 from typing import Any
 
 from broker import placement
 from broker.copies import Offer, spread
+from broker.keeping import Keeping
 from broker.levels import Levels
-from broker.loading import Loading
 from broker.measured import Builders, Measured
+from broker.measuring import Measuring, to_measure
 from broker.scaler import ScaledGroup, ScaledWorker, Scaler, Scaling
+from broker.situation import PlannedGroup, PlannedWorker, Situation
 from broker.worth import Item, Valued, Worth, answering, beaten_by, standings, valued
 from modelless.labels import shadow_of
-from modelless.messages import (
-    Assignment,
-    Correction,
-    Demanded,
-    GroupTarget,
-    Labels,
-    ModelVersion,
-    Plan,
-    Profile,
-    split_variant,
-)
+from modelless.messages import Assignment, Demanded, GroupTarget, Plan, split_variant
 
 ABSENCE_MS_MAX = 60_000.0
 """A worker that is gone for less keeps its assignment: it is expected back under the same name."""
@@ -50,12 +39,6 @@ SETTLING_MS = 20_000.0
 """Nor is what was put into the plan no longer ago."""
 WANTED_MS = 30_000.0
 """A wish holds for so long."""
-IN_THE_WAY_MS_MAX = 30_000.0
-"""So long what alone is ready may keep another variant from being loaded where it is."""
-REMEASURE_PERIOD_MS = 600_000.0
-"""No variant is measured again more often on one group."""
-REMEASURE_PATIENCE_MS = 300_000.0
-"""If it was not done by then, it is the next one's turn."""
 ALLOCATE_INTERVAL_MS = 5_000.0
 """So often it is decided anew what serves the demand best."""
 OFFLINE_WEIGHT = 0.01
@@ -65,54 +48,6 @@ BURST, BURST_ROWS_MIN = 1.5, 5.0
 CANDIDATES_MAX = 64
 """Variants of one task on one group, where the sizing may have chosen any."""
 REASONS_MAX = 200
-QUICK_BUILDERS = ("emulated", "onnx-fp32", "torch-fp32", "torch-bf16", "torch-fp16", "torch-int8", "onnx-int8")
-"""By how quickly they make a variant; others come after them."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedWorker:
-    """What the planner knows of a worker."""
-
-    name: str
-    group: str
-    memory_bytes_max: int
-    builders: Builders
-    ready: frozenset[str] = frozenset()
-    """Variants that it has loaded."""
-    draining: bool = False
-    """It takes no more work, and goes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What the planner goes by, all of one moment. Keys are ``variant@group`` unless it says otherwise."""
-
-    models: Mapping[str, ModelVersion]
-    """By ``name:version``."""
-    profiles: Mapping[str, Profile]
-    workers: Sequence[PlannedWorker]
-    labels: Mapping[str, Labels] = field(default_factory=dict)
-    """By the model's name."""
-    served: Mapping[str, str] = field(default_factory=dict)
-    """The version that answers now (``name:version``), by the model's name."""
-    corrections: Mapping[str, Correction] = field(default_factory=dict)
-    """By variant."""
-    rates: Mapping[str, float] = field(default_factory=dict)
-    """Rows a second of what ran lately."""
-    wants: Mapping[str, float] = field(default_factory=dict)
-    """Rows a second that brokers would like to send there."""
-    drifted: Set[str] = frozenset()
-    """Whose profile does not hold any more."""
-    demand: Sequence[Demanded] = ()
-    """What all brokers together are asked for."""
-    prices_per_hour: Mapping[str, float] = field(default_factory=dict)
-    """USD of a worker, by group."""
-    scaling: Mapping[str, Scaling] = field(default_factory=dict)
-    """By group, of those whose number of workers is ours to choose."""
-    slowness: Mapping[str, float] = field(default_factory=dict)
-    """By group, the living median of batches beside their profile's."""
-    coming: Mapping[str, str] = field(default_factory=dict)
-    """Workers that are being started, by name, and their groups: what they are to load is planned for ahead."""
 
 
 class Planner:
@@ -141,13 +76,10 @@ class Planner:
         self._builders: dict[str, set[Builders]] = {}
         """By scaling group, what its workers can make, whether there are any now or not."""
         self._accuracy_slack = accuracy_slack
-        self._profile_age_ms_max = profile_age_ms_max
+        self._measuring, self._keeping = Measuring(profile_age_ms_max), Keeping()
         self._seen_ms: dict[str, float] = {}
         self._stays_until_ms: dict[str, float] = {}
-        self._in_the_way: dict[tuple[str, str], float] = {}
-        """See :func:`_keeping`."""
         self._wants: dict[str, tuple[float, float]] = {}
-        self._asked_ms: dict[str, float] = {}
         self._options = placement.Options(time_limit_s=solve_s_max, load_gain_min=0.005)
         self._allocation: Mapping[str, Sequence[str]] = {}
         self._allocated_by: object = None
@@ -187,13 +119,13 @@ class Planner:
             if worker.name not in going and not worker.draining:  # who goes keeps what it has
                 groups[worker.group].append(worker)
         assignments = self._absent(before, situation.workers, now_ms)
-        known = [_Group(name, workers, situation, before, measured) for name, workers in sorted(groups.items())]
+        known = [PlannedGroup(name, workers, situation, before, measured) for name, workers in sorted(groups.items())]
         allocated = self._allocated(known, default, situation, now_ms)
         used = {key for key, until_ms in self._stays_until_ms.items() if until_ms - now_ms > 0}
         values = {group.name: self._valued(group, default, besides, used, shadows, situation) for group in known}
         loads = {group.name: group.loading(values[group.name]) for group in known}
         asked = {each.task for each in situation.demand}
-        keeping, self._in_the_way = _keeping(known, default, situation.demand, allocated, self._in_the_way, now_ms)
+        keeping = self._keeping.decide(known, default, situation.demand, allocated, now_ms)
         for load in loads.values():
             load.begin(used, asked, allocated, keeping)
         offers = [
@@ -207,8 +139,8 @@ class Planner:
         loaded: dict[str, dict[str, list[str]]] = {}
         for group in known:
             loaded[group.name] = loads[group.name].fill(used)
-            measure = _spread(group, default)
-            outdated = self._outdated(group, measure, now_ms)
+            measure = to_measure(group, default)
+            outdated = self._measuring.again(group, measure, now_ms)
             quickest = [] if asked else _quickest(group, default)
             for number, worker in enumerate(group.workers):
                 turn = number % max(1, len(quickest))  # so that each task is soon served by somebody
@@ -247,7 +179,7 @@ class Planner:
 
     def _valued(
         self,
-        group: _Group,
+        group: PlannedGroup,
         default: Set[str],
         besides: Set[str],
         used: Set[str],
@@ -323,7 +255,7 @@ class Planner:
         }
 
     def _allocated(
-        self, groups: Sequence[_Group], default: Set[str], situation: Situation, now_ms: float
+        self, groups: Sequence[PlannedGroup], default: Set[str], situation: Situation, now_ms: float
     ) -> Mapping[str, Sequence[str]]:
         """By worker, what serves the demand best; decided anew every so often, and when something changes."""
         fleet = tuple((worker.name, worker.group) for group in groups for worker in group.workers)
@@ -377,8 +309,7 @@ class Planner:
         for name, assignment in before.items():
             for variant in assignment.load if name in group_of else ():
                 self._stays_until_ms.setdefault(f"{variant}@{group_of[name]}", now_ms + IN_USE_MS)
-            for variant in assignment.outdated if name in group_of else ():
-                self._asked_ms.setdefault(f"{variant}@{group_of[name]}", now_ms)
+        self._measuring.remember(before, group_of, now_ms)
         self._stays_until_ms.update(dict.fromkeys(situation.rates, now_ms + IN_USE_MS))
         self._wants.update({key: (rate, now_ms + WANTED_MS) for key, rate in situation.wants.items()})
         self._wants = {key: (rate, until_ms) for key, (rate, until_ms) in self._wants.items() if until_ms > now_ms}
@@ -403,7 +334,7 @@ class Planner:
         self._stays_until_ms = {
             key: until_ms for key, until_ms in self._stays_until_ms.items() if key in planned or until_ms > now_ms
         }
-        self._asked_ms = {key: ms for key, ms in self._asked_ms.items() if key in situation.profiles}
+        self._measuring.forget(situation.profiles)
 
     def _absent(
         self, before: Mapping[str, Assignment], workers: Sequence[PlannedWorker], now_ms: float
@@ -418,192 +349,14 @@ class Planner:
         self._seen_ms = {name: ms for name, ms in self._seen_ms.items() if now_ms - ms < ABSENCE_MS_MAX}
         return kept
 
-    def _outdated(
-        self, group: _Group, measure: Mapping[str, Sequence[str]], now_ms: float
-    ) -> dict[str, dict[str, float]]:
-        """At most one of the group: who measures which variant again, unless there is something new to measure."""
-        if any(measure.values()):
-            return {}
-        for worker in group.workers:  # what was asked for, until it is done
-            for variant, measured_ms in group.before(worker).outdated.items():
-                key = f"{variant}@{group.name}"
-                profile = group.profiles.get(key)
-                is_open = profile is not None and profile.measured_ms <= measured_ms
-                if is_open and now_ms - self._asked_ms.get(key, now_ms) < REMEASURE_PATIENCE_MS:
-                    return {worker.name: {variant: measured_ms}}
-        due = [
-            profile
-            for key, profile in group.current()
-            if (key in group.drifted or 0 < self._profile_age_ms_max <= now_ms - profile.measured_ms)
-            and now_ms - max(profile.measured_ms, self._asked_ms.get(key, -REMEASURE_PERIOD_MS)) >= REMEASURE_PERIOD_MS
-        ]
-        for profile in sorted(due, key=lambda p: (p.key not in group.drifted, p.measured_ms, p.variant)):
-            for worker in group.workers:
-                if profile.variant in group.makes[worker.name]:
-                    self._asked_ms[profile.key] = now_ms
-                    return {worker.name: {profile.variant: profile.measured_ms}}
-        return {}
 
-
-class _Group:
-    """One group's part of the situation."""
-
-    def __init__(
-        self,
-        name: str,
-        workers: Sequence[PlannedWorker],
-        situation: Situation,
-        before: Mapping[str, Assignment],
-        measured: Measured,
-    ) -> None:
-        self.name, self.workers = name, workers
-        self.models, self.profiles, self.drifted = situation.models, situation.profiles, situation.drifted
-        self._before = before
-        self.loaded = {variant for worker in workers for variant in self.before(worker).load}
-        self._measured = measured
-        self.makes = {worker.name: measured.made(worker.builders) for worker in workers}
-        """Variants that each worker can make, and their models."""
-        self.made = {
-            variant: model
-            for builders in dict.fromkeys(worker.builders for worker in workers)
-            for variant, model in measured.made(builders).items()
-        }
-        self.items = [measured.item(key) for key, profile in self.current() if profile.is_usable]
-
-    def loading(self, values: Sequence[Valued]) -> Loading:
-        return Loading(
-            {worker.name: worker.memory_bytes_max for worker in self.workers},
-            self.makes,
-            {worker.name: set(self.before(worker).load) for worker in self.workers},
-            values,
-        )
-
-    def before(self, worker: PlannedWorker) -> Assignment:
-        return self._before.get(worker.name, Assignment())
-
-    def current(self) -> Iterable[tuple[str, Profile]]:
-        """Profiles of what can be made here, of the models as they are now, by ``variant@group``."""
-        for variant in self.made:
-            known = self._measured.current.get(key := f"{variant}@{self.name}")
-            if known is not None:
-                yield key, known[0]
-
-
-def _keeping(
-    groups: Sequence[_Group],
-    default: Set[str],
-    demand: Sequence[Demanded],
-    allocated: Mapping[str, Sequence[str]],
-    since_ms: Mapping[tuple[str, str], float],
-    now_ms: float,
-) -> tuple[dict[str, set[str]], dict[tuple[str, str], float]]:
-    """What stays, by worker, though the allocation has something else in mind: it alone is ready for some demand.
-
-    It stays beside what its worker is to load. If there is no room for both, it stays for a while in which another
-    worker may load something for that demand.
-
-    Args:
-        since_ms: by worker and variant, since when it stays in the way; as the last call returned it.
-    """
-    ready: dict[str, list[str]] = defaultdict(list)
-    free_bytes: dict[str, int] = {}
-    of_task: dict[str, list[Item]] = defaultdict(list)
-    for group in groups:
-        size = {each.variant: each.memory_bytes for each in group.items}
-        for worker in group.workers:
-            load = sum([size.get(variant, 0) for variant in allocated.get(worker.name, ())])
-            free_bytes[worker.name] = worker.memory_bytes_max - load
-            for variant in worker.ready:
-                ready[f"{variant}@{group.name}"].append(worker.name)
-        for each in group.items:
-            if each.key in ready and each.model.key in default:
-                of_task[each.model.task].append(each)
-    keeping: dict[str, set[str]] = defaultdict(set)
-    in_the_way: dict[tuple[str, str], float] = {}
-    for asked in demand:
-        floor, latency_ms = asked.bounds
-        able = [
-            each for each in of_task[asked.task] if each.point.accuracy >= floor and each.point.latency_ms <= latency_ms
-        ]
-        is_served = any(
-            each.variant in allocated.get(worker, ()) or each.variant in keeping.get(worker, ())
-            for each in able
-            for worker in ready[each.key]
-        )
-        if not able or is_served:
-            continue
-        best = min(able, key=lambda each: (each.point.cost, each.key))
-        first = max(ready[best.key], key=lambda worker: free_bytes[worker])
-        if best.memory_bytes > free_bytes[first]:
-            way = first, best.variant
-            in_the_way[way] = since_ms.get(way, now_ms)
-            if now_ms - in_the_way[way] >= IN_THE_WAY_MS_MAX or not free_bytes.keys() - keeping.keys() - {first}:
-                continue
-        keeping[first].add(best.variant)
-        free_bytes[first] -= best.memory_bytes
-    return keeping, in_the_way
-
-
-def _quickest(group: _Group, default: Set[str]) -> list[str]:
+def _quickest(group: PlannedGroup, default: Set[str]) -> list[str]:
     """Of each task, what takes the least device time."""
     found: dict[str, str] = {}
     for each in sorted(group.items, key=lambda each: (each.point.cost, each.point.latency_ms, each.variant)):
         if each.model.key in default:
             found.setdefault(each.model.task, each.variant)
     return sorted(found.values())
-
-
-def _spread(group: _Group, default: Set[str]) -> dict[str, list[str]]:
-    """What each worker measures, in this order. What a worker was told to measure it goes on with."""
-    profiled, missing = set(), []
-    for variant, model in group.made.items():
-        profile = group.profiles.get(f"{variant}@{group.name}")
-        if profile is None or profile.digest != model.digest:
-            missing.append(variant)
-        elif profile.status == "ready":
-            profiled.add(model.key)
-    told = {variant: worker.name for worker in group.workers for variant in group.before(worker).measure}
-    measure: dict[str, list[str]] = {worker.name: [] for worker in group.workers}
-    helper: dict[str, str] = {}
-    for variant in missing:
-        if variant in group.makes.get(told.get(variant, ""), {}):
-            measure[told[variant]].append(variant)
-            helper[group.made[variant].key] = told[variant]
-    urgency = _urgency(missing, group.made, profiled, default)
-    for variant in sorted(missing, key=lambda variant: urgency[variant]):
-        if variant in group.makes.get(told.get(variant, ""), {}):
-            continue
-        key = group.made[variant].key
-        if variant not in group.makes.get(helper.get(key, ""), {}):
-            able = [worker for worker in measure if variant in group.makes[worker]]
-            helper[key] = min(able, key=lambda worker: (len(measure[worker]), worker))
-        measure[helper[key]].append(variant)
-    return {worker: sorted(known, key=lambda variant: urgency[variant]) for worker, known in measure.items()}
-
-
-def _urgency(
-    missing: Sequence[str], made: Mapping[str, ModelVersion], profiled: Set[str], default: Set[str]
-) -> dict[str, tuple[bool, bool, float, str, int, str]]:
-    """A sort key: the quickest of models of which nothing is profiled, then model by model, the newest first."""
-
-    def quickness(variant: str) -> int:
-        builder = split_variant(variant)[1].partition(".")[0]
-        return QUICK_BUILDERS.index(builder) if builder in QUICK_BUILDERS else len(QUICK_BUILDERS)
-
-    first: dict[str, str] = {}
-    for variant in sorted(missing, key=lambda variant: (quickness(variant), variant)):
-        first.setdefault(made[variant].key, variant)
-    return {
-        variant: (
-            (model := made[variant]).key in profiled or first[model.key] != variant,
-            model.key not in default,
-            -model.registered_ms,
-            model.key,
-            quickness(variant),
-            variant,
-        )
-        for variant in missing
-    }
 
 
 def _demands(demand: Iterable[Demanded]) -> list[placement.Demand]:
@@ -666,7 +419,7 @@ def _choices(
 
 
 def _reasons(
-    group: _Group, values: Sequence[Valued], load: Mapping[str, Sequence[str]], served: Set[str]
+    group: PlannedGroup, values: Sequence[Valued], load: Mapping[str, Sequence[str]], served: Set[str]
 ) -> Iterable[str]:
     """Why what could be loaded is not, in words for an operator."""
     loaded = {variant for known in load.values() for variant in known}

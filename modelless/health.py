@@ -45,7 +45,7 @@ class VariantView:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupView:
+class ScalingView:
     """A group whose number of workers is planned, and what there is of it."""
 
     name: str
@@ -58,7 +58,7 @@ class GroupView:
     reason: str
 
 
-def group_views(members: Sequence[Member], plan: Plan | None) -> tuple[GroupView, ...]:
+def scaling_views(members: Sequence[Member], plan: Plan | None) -> tuple[ScalingView, ...]:
     """Of every group that the plan speaks of. Pure."""
     views = []
     for name, target in sorted(plan.fleet.items() if plan is not None else ()):
@@ -66,11 +66,11 @@ def group_views(members: Sequence[Member], plan: Plan | None) -> tuple[GroupView
         leaving = [member for member in own if member.state == "draining" or member.name in target.leaving]
         states = [member.state for member in own if member not in leaving]
         numbers = states.count("ready"), states.count("starting"), len(leaving)
-        views.append(GroupView(name, target.workers, *numbers, target.reason))
+        views.append(ScalingView(name, target.workers, *numbers, target.reason))
     return tuple(views)
 
 
-def may_idle(members: Sequence[Member], groups: Sequence[GroupView]) -> bool:
+def may_idle(members: Sequence[Member], groups: Sequence[ScalingView]) -> bool:
     """Whether it is meant that there is no worker now: one is started when it is wanted."""
     return bool(groups) and not any(g.wanted for g in groups) and any(m.kind == "provisioner" for m in members)
 
@@ -89,7 +89,7 @@ def warnings(
     waiting = sum(lag.values())
     if not brokers:
         found.append(f"no broker is alive, {waiting} queries wait: start `modelless up` or `modelless broker`")
-    if not workers and not may_idle(members, group_views(members, plan)):
+    if not workers and not may_idle(members, scaling_views(members, plan)):
         found.append("no worker is alive, so nothing can be run: start `modelless up` or `modelless worker --group G`")
     if not models:
         found.append("no model is registered: `modelless register model.toml`")

@@ -17,13 +17,13 @@ from modelless.config import Config
 from modelless.errors import UnavailableError
 from modelless.fleet import FleetView
 from modelless.health import (
-    GroupView,
+    ScalingView,
     VariantView,
     drifts,
-    group_views,
     may_idle,
     notes,
     overloads,
+    scaling_views,
     to_measure,
     variant_views,
     warnings,
@@ -48,7 +48,7 @@ class Overview:
     rates: Mapping[str, float]
     """Outcomes per second by broker, since the last look."""
     variants: tuple[VariantView, ...]
-    groups: tuple[GroupView, ...]
+    groups: tuple[ScalingView, ...]
     """Whose number of workers is planned."""
     to_measure: Mapping[str, tuple[str, ...]]
     """What each worker is still to build and measure, in this order."""
@@ -104,7 +104,7 @@ class Observer:
             lag,
             self._rates(members),
             variant_views(members, profiles, self._catalog.conditions(), plan),
-            group_views(members, plan),
+            scaling_views(members, plan),
             to_measure(members, profiles, plan),
             (
                 *warnings(members, models, profiles, lag, plan),

@@ -14,8 +14,8 @@ from broker_builders import model, profile
 from broker.catalog import Catalog
 from broker.conditions import Conditions
 from broker.leader import Leader
-from broker.planner import PlannedWorker, Situation
 from broker.scaler import SIZE_INTERVAL_MS, Scaling
+from broker.situation import PlannedWorker, Situation
 from modelless.clock import KafkaClock
 from modelless.codec import decode_record
 from modelless.config import Config, GroupConfig

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from modelless.health import GroupView, drifts, group_views, notes, overloads, to_measure, variant_views, warnings
+from modelless.health import ScalingView, drifts, notes, overloads, scaling_views, to_measure, variant_views, warnings
 from modelless.messages import (
     Assignment,
     BatchTime,
@@ -150,11 +150,11 @@ def test_groups_show_what_the_plan_wants_and_what_there_is() -> None:
         in_group("g-2", "starting"),
         in_group("g-3", "draining"),
     ]
-    assert group_views(members, wanted) == (
-        GroupView("g", 3, ready=1, starting=1, draining=2, reason="demand has risen"),
-        GroupView("none", 0, 0, 0, 0, ""),
+    assert scaling_views(members, wanted) == (
+        ScalingView("g", 3, ready=1, starting=1, draining=2, reason="demand has risen"),
+        ScalingView("none", 0, 0, 0, 0, ""),
     )
-    assert group_views(members, None) == ()
+    assert scaling_views(members, None) == ()
 
 
 def test_no_worker_is_no_alarm_where_none_is_wanted_and_somebody_would_start_one() -> None:

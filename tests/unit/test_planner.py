@@ -12,22 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import placement
+from broker.keeping import IN_THE_WAY_MS_MAX
 from broker.loading import LOADED_MAX
 from broker.measured import variants
-from broker.planner import (
-    ABSENCE_MS_MAX,
-    IN_THE_WAY_MS_MAX,
-    IN_USE_MS,
-    REASONS_MAX,
-    REMEASURE_PATIENCE_MS,
-    REMEASURE_PERIOD_MS,
-    SETTLING_MS,
-    WANTED_MS,
-    PlannedWorker,
-    Planner,
-    Situation,
-)
+from broker.measuring import REMEASURE_PATIENCE_MS, REMEASURE_PERIOD_MS
+from broker.planner import ABSENCE_MS_MAX, IN_USE_MS, REASONS_MAX, SETTLING_MS, WANTED_MS, Planner
 from broker.scaler import Scaling
+from broker.situation import PlannedWorker, Situation
 from modelless.messages import (
     Assignment,
     BatchTime,
