@@ -10,7 +10,10 @@ its queries.)
 A rate is an exponentially weighted mean over the time between two looks, over the weights that there was time for:
 exact for what is constant from the first look on, and forgotten within some tens of seconds when it is over. What rises
 beyond chance is believed at once: no rate is below what the last look saw less three standard deviations, and after a
-surge, which is another load than the one before, the mean begins anew with what came since the last look.
+surge, which is another load than the one before, the mean begins anew with what came since it began. When that was is
+told by a cumulative sum (Page, "Continuous inspection schemes", Biometrika 41, 1954): where the rows since some moment
+are no more than a surge's would have been, it has not begun yet. Asked often, that is within a few queries' time,
+whatever the time since the last look.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ CHANCE: Final = 3.0
 """Standard deviations of the number of queries."""
 SURGE: Final = 1.5
 SURGE_ROWS_MIN: Final = 3.0
-"""More than so many times what was expected since the last look, plus so many rows, are worth to be told at once."""
+"""More than so many times what was expected since it began, plus so many rows, are worth to be told at once."""
+RISE_MS_MIN: Final = 200.0
+"""So long a surge is taken to have lasted at least: what comes in one clump says little of how much comes."""
 _FORGOTTEN: Final = 0.01
 """Rows a second."""
 _LOG_STEP: Final = log(LATENCY_STEP)
@@ -63,15 +68,27 @@ class _Class:
     """The shortest latency and the highest floor at the last look that saw any."""
     strictest: tuple[float, float] = inf, 0.0
     """Of the last two such looks."""
+    rise_ms: float = -inf
+    """When a surge may have begun, unless that was at the last look."""
+    rise_rows: int = 0
+    """By then, of those since the last look; so is the next one."""
+    rise_queries: int = 0
+    surges: bool = False
 
     @property
     def surely(self) -> float:
         """Of the rows since the last look, those that are not chance."""
-        return self.rows * max(0.0, 1 - CHANCE / sqrt(self.queries)) if self.queries else 0.0
+        return _surely(self.rows, self.queries)
 
-    def surges(self, expected: float) -> bool:
-        """Beside so many rows that were expected since the last look."""
-        return self.surely > SURGE * expected + SURGE_ROWS_MIN
+    def look_for_surge(self, looked_ms: float, now_ms: float) -> None:
+        """Since the last look."""
+        if self.surges:
+            return
+        rows, queries = self.rows - self.rise_rows, self.queries - self.rise_queries
+        least = SURGE * (self.rate * (now_ms - max(self.rise_ms, looked_ms)) / 1000)
+        self.surges = _surely(rows, queries) > least + SURGE_ROWS_MIN
+        if rows <= least:
+            self.rise_ms, self.rise_rows, self.rise_queries = now_ms, self.rows, self.queries
 
 
 class DemandMeter:
@@ -115,8 +132,8 @@ class DemandMeter:
             self._looked_ms = now_ms - FIRST_LOOK_MS
         passed_ms = now_ms - self._looked_ms
         if passed_ms > 0:
+            self._look(self._looked_ms, now_ms)
             self._looked_ms = now_ms
-            self._look(passed_ms)
         told = [item for item in self._classes.items() if item[1].rate > 0]
         return tuple(
             Demanded(
@@ -131,27 +148,35 @@ class DemandMeter:
         )
 
     def surges(self, now_ms: float) -> bool:
-        """Much more has come since the last look than was to be expected, and than is chance."""
-        if self._looked_ms is None:
-            return any(of.surely > SURGE_ROWS_MIN for of in self._classes.values())
-        passed_s = (now_ms - self._looked_ms) / 1000
-        return any(of.surges(of.rate * passed_s) for of in self._classes.values() if of.rows)
+        """Much more came of late than was to be expected, and than is chance; the oftener it is called the sooner."""
+        looked_ms = now_ms - FIRST_LOOK_MS if self._looked_ms is None else self._looked_ms
+        for of in self._classes.values():
+            of.look_for_surge(looked_ms, now_ms)
+        return any(of.surges for of in self._classes.values())
 
-    def _look(self, passed_ms: float) -> None:
+    def _look(self, looked_ms: float, now_ms: float) -> None:
+        passed_ms = now_ms - looked_ms
         kept = exp(-passed_ms / MEMORY_MS)
         self._weight = kept * self._weight + 1 - kept
         volume: dict[str, float] = {}
         for (task, *_), of in self._classes.items():
-            before = 0.0 if of.surges(of.rate * passed_ms / 1000) else kept * of.weight
-            weight = before + 1 - kept
-            rate = (before * of.rate + (1 - kept) * of.rows * 1000 / passed_ms) / weight
-            of.rate, of.weight = max(rate, of.surely * 1000 / passed_ms), weight
+            of.look_for_surge(looked_ms, now_ms)
+            surely = of.surely * 1000 / passed_ms
+            if of.surges:
+                rise_ms = max(RISE_MS_MIN, now_ms - max(of.rise_ms, looked_ms))
+                of.rate, of.weight = (of.rows - of.rise_rows) * 1000 / rise_ms, 1 - exp(-rise_ms / MEMORY_MS)
+            else:
+                weight = kept * of.weight + 1 - kept
+                of.rate = (kept * of.weight * of.rate + (1 - kept) * of.rows * 1000 / passed_ms) / weight
+                of.weight = weight
+            of.rate = max(of.rate, surely)
             volume[task] = volume.get(task, 0.0) + of.rate
             if of.rows:
                 now = of.latency_ms, of.accuracy
                 of.strictest = min(now[0], of.before[0]), max(now[1], of.before[1])
                 of.before = now
                 of.rows, of.queries, of.latency_ms, of.accuracy = 0, 0, inf, 0.0
+            of.rise_ms, of.rise_rows, of.rise_queries, of.surges = -inf, 0, 0, False
         for task, rows in self._beyond.items():
             volume[task] = volume.get(task, 0.0) + (1 - kept) * rows * 1000 / passed_ms / self._weight
         self._beyond.clear()
@@ -166,6 +191,11 @@ class DemandMeter:
             told[task] = told.get(task, 0.0) + of.rate
         for (task, *_), of in self._classes.items():
             of.rate *= volume[task] / told[task]
+
+
+def _surely(rows: int, queries: int) -> float:
+    """Of rows in so many queries, those that are not chance."""
+    return rows * max(0.0, 1 - CHANCE / sqrt(queries)) if queries else 0.0
 
 
 def total(demands: Iterable[Demanded]) -> tuple[Demanded, ...]:

@@ -16,6 +16,7 @@ from broker.demand import (
     FIRST_LOOK_MS,
     LATENCY_STEP,
     MEMORY_MS,
+    RISE_MS_MIN,
     DemandMeter,
     total,
 )
@@ -62,6 +63,36 @@ def test_a_surge_is_told_of_and_believed_at_once() -> None:
     weights = 1 - exp(-200 / MEMORY_MS), 1 - exp(-1000 / MEMORY_MS)
     expected = (200 * weights[0] * (1 - weights[1]) + 300 * weights[1]) / (weights[0] * (1 - weights[1]) + weights[1])
     assert only(meter.rates(now_ms + 1200)).rows_per_second == pytest.approx(expected), "it began anew"
+
+
+@pytest.mark.parametrize("since_look_ms", [0, 300, 800])
+def test_a_surge_is_told_as_soon_whenever_it_begins(since_look_ms: int) -> None:
+    meter = DemandMeter()
+    meter.rates(0.0)
+    for at_ms in range(10, 20_000 + since_look_ms, 10):  # 20 rows a second
+        if at_ms % 50 == 0:
+            meter.add(COST, 100.0, 0.9, 1)
+        if at_ms % 100 == 0:
+            assert at_ms <= 1000 or not meter.surges(at_ms)
+        if at_ms % 1000 == 0:
+            meter.rates(at_ms)
+    began_ms = at_ms = 20_000 + since_look_ms
+    while not meter.surges(at_ms):  # 200
+        at_ms += 100
+        for _ in range(20):
+            meter.add(COST, 100.0, 0.9, 1)
+    assert at_ms - began_ms <= 100
+    assert only(meter.rates(at_ms)).rows_per_second == pytest.approx(20 * 1000 / RISE_MS_MIN), "not of before"
+
+
+def test_a_clump_says_little_of_how_much_comes() -> None:
+    meter = DemandMeter()
+    meter.rates(0.0)
+    meter.surges(990.0)
+    for _ in range(50):
+        meter.add(COST, 100.0, 0.9, 1)
+    assert meter.surges(1000.0)
+    assert only(meter.rates(1000.0)).rows_per_second <= 50 * 1000 / RISE_MS_MIN
 
 
 def test_what_may_be_chance_is_no_surge() -> None:
