@@ -652,10 +652,10 @@ class Core:
                 continue
             worker = _least_busy(able, now_ms)
             if isinstance(queue, OfflineQueue):
-                if entries := queue.take_within(*group.offline_ms(now_ms)):
+                entries = queue.take_within(*group.offline_ms(now_ms)) or group.take_long(queue, now_ms)
+                if entries:
                     self._send(worker, queue, entries, NEVER, now_ms)
                 else:
-                    group.withhold()
                     queues.remove(queue)
                 if not worker.has_room(now_ms):
                     free.remove(worker)

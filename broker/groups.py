@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from broker.batcher import BEHIND_MS, NEVER, OfflineQueue, Tightness, VariantQueue
 from broker.catalog import Candidate, Signature
 from broker.devices import Worker
+from broker.ledger import Entry
 from modelless.frames import Demand
 
 DEMAND_INTERVAL_MS: Final = 10.0
@@ -21,6 +22,8 @@ OFFLINE_SHARE: Final = 0.5
 OFFLINE_SHARE_MAX: Final = 0.8
 """Of the time that the most urgent query has to spare, an offline batch may take, and one query alone; the rest is for
 whoever else comes meanwhile, and for the ways there and back."""
+OFFLINE_LONG_SHARE: Final = 0.005
+"""Of each device's time, for what takes longer than that: so large a share of who comes by chance may wait for it."""
 SLACK_PERIOD_MS: Final = 15_000.0
 DEMAND_SHARED_MS: Final = 5.0
 """Likewise both where other brokers send to the same workers: they wait for whoever is the most urgent."""
@@ -52,6 +55,10 @@ class Group:
         """Likewise less the time that it runs alone."""
         self._withheld_ms = -NEVER
         """Until when what waits offline is too long to begin."""
+        self._withheld_last = -NEVER, 0.0
+        """When that was seen last, and what the next one takes."""
+        self._long_ms: float | None = None
+        """From when on one may be taken nevertheless; None: none was too long yet."""
         self._told_ms = self._told_backlog_ms = 0.0
         """When its workers were told how much waits for them, and how much it was."""
         self._crews: list[list[Worker]] = []
@@ -148,9 +155,28 @@ class Group:
         slack_ms = self.slack.latency_ms(now_ms)
         return OFFLINE_SHARE * slack_ms, OFFLINE_SHARE_MAX * slack_ms
 
-    def withhold(self) -> None:
-        """What waits offline takes longer than that, until less is asked for."""
-        self._withheld_ms, self._send_ms = self.slack.turns_ms, None
+    def take_long(self, queue: OfflineQueue, now_ms: float) -> list[Entry]:
+        """One that takes longer than that, if it is time for it; otherwise nobody, until then or until nobody hurries.
+
+        Jobs do not stand still, however much of a hurry others are in.
+        """
+        takes_ms = queue.table.sure_ms(queue.head.rows)
+        next_ms = now_ms + takes_ms / (OFFLINE_LONG_SHARE * len(self.workers))
+        if self._long_ms is None:
+            self._long_ms = next_ms
+        if now_ms >= self._long_ms:
+            self._long_ms = next_ms
+            return queue.take(queue.head.rows)
+        self._withheld_ms, self._send_ms = min(self.slack.turns_ms, self._long_ms), None
+        self._withheld_last = now_ms, takes_ms
+        return []
+
+    def withheld_ms(self, now_ms: float) -> tuple[float, float]:
+        """(what the next one takes of those that wait offline and are too long to begin, what it may take); 0: none."""
+        seen_ms, takes_ms = self._withheld_last
+        if now_ms - seen_ms > SLACK_PERIOD_MS or not any(queue.is_offline for queue in self.queues.values()):
+            return 0.0, 0.0
+        return takes_ms, self.offline_ms(now_ms)[1]
 
     @property
     def head_ms(self) -> float:

@@ -117,11 +117,18 @@ class BrokerCollector(Collector):
             "modelless_broker_backlog_seconds", "Predicted work that waits or runs.", labels=["group"]
         )
         workers = GaugeMetricFamily("modelless_broker_workers", "Linked workers.", labels=["group"])
+        withheld = GaugeMetricFamily(
+            "modelless_broker_offline_withheld_seconds",
+            "What the next offline query takes, if that is too long to begin beside those in a hurry.",
+            labels=["group"],
+        )
         for name, group in self._core.groups.items():
             _, waiting_ms, _ = self._core.waiting(name)
             outstanding_ms = sum(worker.outstanding_ms(now_ms) for worker in group.workers.values())
             backlog.add_metric([name], (waiting_ms + outstanding_ms) / 1000)
             workers.add_metric([name], len(group.workers))
+            withheld.add_metric([name], group.withheld_ms(now_ms)[0] / 1000)
+        yield withheld
         yield backlog
         yield workers
 

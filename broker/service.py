@@ -26,6 +26,7 @@ from broker.core import Bury, CancelSent, Core, Reply, Send, TellDemand
 from broker.dead_letters import dead_letter
 from broker.devices import Worker
 from broker.feedback import Corrector
+from broker.groups import Group
 from broker.intake import Dead, Intake, Refusal, unreadable
 from broker.leader import Leader
 from broker.ledger import Entry, Source
@@ -504,6 +505,7 @@ class Broker:
                 **{f"{messages.USUAL_SLOWNESS}{group}": usual.slowness for group, usual in usual_of.items()},
                 **{f"{messages.BACKLOG_MS}{group}": backlog_ms for group, (backlog_ms, _) in pressure.items()},
                 **{f"{messages.OLDEST_MS}{group}": oldest_ms for group, (_, oldest_ms) in pressure.items()},
+                **_withheld(core.groups.values(), now_ms),
             },
             wants=core.wants(now_ms),
             served=core.counts.served(),
@@ -523,6 +525,17 @@ def _overload(statistics: Statistics) -> dict[str, float]:
         **{f"{messages.SHED}{each.reason} {each.topic} {each.task}": n for each, n in statistics.shed.items()},
         **{f"{messages.ASKED}{task}": n for task, n in asked.items()},
     }
+
+
+def _withheld(groups: Iterable[Group], now_ms: float) -> dict[str, float]:
+    """What waits offline and may not begin, as brokers announce it."""
+    found = {}
+    for group in groups:
+        takes_ms, may_ms = group.withheld_ms(now_ms)
+        if takes_ms:
+            found[f"{messages.WITHHELD_MS}{group.name}"] = takes_ms
+            found[f"{messages.WITHHELD_MS_MAX}{group.name}"] = may_ms
+    return found
 
 
 def _index(name: str) -> int:

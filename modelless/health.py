@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from modelless.messages import (
     ASKED,
     SHED,
+    WITHHELD_MS,
+    WITHHELD_MS_MAX,
     Assignment,
     Condition,
     Correction,
@@ -104,8 +106,25 @@ def warnings(
         own = [profile for profile in profiles if profile.variant.startswith(f"{model.key}/")]
         if workers and model.key not in loaded and all(profile.status == "failed" for profile in own):
             found.append(f"{model.key} is not served: it {'failed everywhere' if own else 'was not measured yet'}")
+    found += withheld(brokers)
     found += [f"{names}: {subject}: {words}" for subject, words, names in _complaints(members, refusals=False)]
     return tuple(found)
+
+
+def withheld(brokers: Iterable[Member]) -> list[str]:
+    """Where offline queries are too long to begin beside others, in words with what to do. Pure."""
+    longest: dict[str, tuple[float, float]] = {}
+    for each in brokers:
+        for name, takes_ms in each.statistics.items():
+            if name.startswith(WITHHELD_MS):
+                group = name.removeprefix(WITHHELD_MS)
+                may_ms = each.statistics.get(f"{WITHHELD_MS_MAX}{group}", 0.0)
+                longest[group] = max(longest.get(group, (0.0, 0.0)), (takes_ms, may_ms))
+    return [
+        f"offline queries of {takes_ms:,.0f} ms run on {group} only now and then, since others there can wait for no "
+        f"more than {may_ms:,.0f} ms: ask for fewer rows together (`--rows-per-query`), or for a quicker variant"
+        for group, (takes_ms, may_ms) in sorted(longest.items())
+    ]
 
 
 def notes(members: Sequence[Member]) -> tuple[str, ...]:

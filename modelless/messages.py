@@ -374,6 +374,9 @@ living median over the profile's, of what runs there."""
 BACKLOG_MS, OLDEST_MS = "backlog_ms.", "oldest_ms."
 """Followed by a group's name, in a broker's statistics, of what waits there and has a deadline: predicted device time,
 and for how long the most urgent has waited."""
+WITHHELD_MS, WITHHELD_MS_MAX = "withheld_ms.", "withheld_ms_max."
+"""Likewise, of what has no deadline and is too long to begin beside what has one: what the next one takes, and the most
+that it might."""
 START_MS = "start_ms"
 """In a worker's statistics: from when its process was asked for until it was ready."""
 

@@ -21,6 +21,8 @@ ROWS_OF_QUERY = 8
 TICK_S = 0.25
 SAY_S = 10.0
 """Between two lines where there is no terminal."""
+FEW = 10
+"""Queries: where fewer were answered meanwhile, it says why."""
 STOPPED = 130
 
 
@@ -135,7 +137,7 @@ async def _ask(config: Config, data: Dataset, job: Job, flush: Any) -> None:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with Client.from_config(config) as client:
-        showing = asyncio.create_task(_show(data, job, flush))
+        showing = asyncio.create_task(_show(config, data, job, flush))
         try:
             await job.run(client)
         finally:
@@ -143,8 +145,11 @@ async def _ask(config: Config, data: Dataset, job: Job, flush: Any) -> None:
             await asyncio.gather(showing, return_exceptions=True)
 
 
-async def _show(data: Dataset, job: Job, flush: Any) -> None:
-    """How far it is: a bar on a terminal, else a line now and then; what is answered is on its way to the disk."""
+async def _show(config: Config, data: Dataset, job: Job, flush: Any) -> None:
+    """How far it is: a bar on a terminal, else a line now and then; what is answered is on its way to the disk.
+
+    Where it hardly goes on, why.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -157,7 +162,8 @@ async def _show(data: Dataset, job: Job, flush: Any) -> None:
         TextColumn(" ${task.fields[cost]:.4g}{task.fields[failed]}"),
     )
     loop = asyncio.get_running_loop()
-    start_s, said_s = loop.time(), loop.time()
+    start_s = said_s = looked_s = loop.time()
+    before = job.rows_before
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=data.rows, completed=job.rows_before, rate=0.0, cost=0.0, failed="")
         while True:
@@ -167,11 +173,32 @@ async def _show(data: Dataset, job: Job, flush: Any) -> None:
             rate = (done - job.rows_before) / (loop.time() - start_s)
             failed = f"  {job.rows_failed:,} failed" if job.rows_failed else ""
             progress.update(bar, completed=done, rate=rate, cost=job.cost_usd, failed=failed)
+            if loop.time() - looked_s >= SAY_S:
+                for words in await _waits(config) if done - before < FEW * data.rows / data.queries else ():
+                    console.print(words, highlight=False, soft_wrap=True)
+                before, looked_s = done, loop.time()
             if not console.is_terminal and loop.time() - said_s >= SAY_S:
                 said_s = loop.time()
                 left = f"{(data.rows - done) / rate:,.0f} s left" if rate else "nothing answered yet"
                 line = f"{done:,} of {data.rows:,} rows, {rate:,.0f} rows/s, {left}, ${job.cost_usd:.4g}{failed}"
                 console.print(line, highlight=False, soft_wrap=True)
+
+
+async def _waits(config: Config) -> list[str]:
+    """Why it may be that nothing is answered, as far as the brokers say."""
+    from modelless.clock import KafkaClock
+    from modelless.errors import UnavailableError
+    from modelless.fleet import FleetView
+    from modelless.health import withheld
+
+    fleet = FleetView(config, KafkaClock())
+    try:
+        await fleet.start()
+        return withheld(fleet.brokers())
+    except UnavailableError as error:
+        return [error.message]
+    finally:
+        await fleet.stop()
 
 
 def _summarise(job: Job, data: Dataset, out: Path, accuracy: float | None, *, as_json: bool) -> None:

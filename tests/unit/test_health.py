@@ -103,6 +103,17 @@ def test_what_is_not_loaded_is_loading_inactive_or_failed_and_says_why() -> None
     ]
 
 
+def test_offline_work_that_is_too_long_is_told_with_what_to_do() -> None:
+    short, long = (
+        Member("broker", name, name, "ready", statistics={"withheld_ms.g": ms, "withheld_ms_max.g": 20.0})
+        for name, ms in (("broker-0", 50.0), ("broker-1", 1234.0))
+    )
+    (words,) = [each for each in warnings([short, long, worker()], [], [], {}) if "offline" in each]
+    assert "1,234 ms run on g only now and then" in words
+    assert "20 ms" in words
+    assert "--rows-per-query" in words
+
+
 def test_what_is_still_to_be_measured() -> None:
     told = plan(measure=(VARIANT, "n:1/onnx-fp32"), outdated={"o:1/onnx-fp32": 5.0, "p:1/onnx-fp32": 5.0})
     done = [

@@ -11,7 +11,7 @@ from broker_builders import Bench, Curve, entry, model, profile
 
 from broker.core import Instruction, Reply, Send
 from broker.devices import Worker
-from broker.groups import OFFLINE_SHARE, SLACK_PERIOD_MS
+from broker.groups import OFFLINE_LONG_SHARE, OFFLINE_SHARE, SLACK_PERIOD_MS
 from broker.jobs import JOBS_MAX, Jobs
 from broker.ledger import Entry
 from modelless import frames
@@ -124,11 +124,11 @@ def test_no_offline_batch_takes_longer_than_the_most_urgent_query_of_late_can_wa
 
 
 def test_who_is_too_long_waits_until_nobody_is_in_such_a_hurry() -> None:
-    of, (worker,) = bench()
+    of, (worker,) = bench((*STEEP, (64, 1000.0)))
     of.admit(0, latency_ms_max=40)  # 25 to spare
     (online,) = batches(of.poll(0))
     end(of, worker, online, 12)
-    admit_offline(of, 0, 13, rows=8)
+    admit_offline(of, 0, 13, rows=64)
     assert not batches(of.poll(13))
     assert not batches(of.poll(14))
     wake_ms = of.core.wake_at_ms()
@@ -138,6 +138,34 @@ def test_who_is_too_long_waits_until_nobody_is_in_such_a_hurry() -> None:
     assert wake_ms <= 2 * SLACK_PERIOD_MS + 1
     (batch,) = batches(of.poll(wake_ms))
     assert len(batch.items) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_is_too_long_runs_now_and_then_however_much_of_a_hurry_others_are_in(workers: int) -> None:
+    of, _ = bench(workers=workers)
+    for offset in range(20):
+        admit_offline(of, offset, 0, rows=32)  # 74 ms
+    running: list[tuple[float, Worker, frames.Batch]] = []
+    offline_ms, online, now_ms = 0.0, 0, 0.0
+    while now_ms < 120_000:
+        for each in [each for each in running if each[0] <= now_ms]:
+            running.remove(each)
+            ends_ms, worker, batch = each
+            items = tuple(frames.ItemOutcome(item.record, "answered", "OK") for item in batch.items)
+            of.core.frame(worker, frames.Outcome(batch.batch, True, batch.cost_ms, len(items), items), ends_ms)
+        if now_ms % 100 == 0:
+            of.admit(now_ms, latency_ms_max=40)
+        for sent in [each for each in of.poll(now_ms) if isinstance(each, Send)]:
+            is_offline = sent.batch.items[0].record.topic == OFFLINE
+            offline_ms += sent.batch.cost_ms if is_offline else 0.0
+            online += not is_offline
+            running.append((now_ms + sent.batch.cost_ms, sent.worker, sent.batch))
+        if now_ms == 60_000:
+            takes_ms, may_ms = of.core.groups["cpu"].withheld_ms(now_ms)
+            assert takes_ms >= 74 > 25 > may_ms > 0, "and it is told"
+        now_ms += 20
+    assert online > 1000
+    assert OFFLINE_LONG_SHARE / 2 < offline_ms / 120_000 / workers <= OFFLINE_LONG_SHARE
 
 
 def test_one_that_is_too_long_keeps_nobody_from_another_worker() -> None:
