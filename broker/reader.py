@@ -44,6 +44,8 @@ IDLE = Fetch(1, 100)
 GATHER_WAIT_MS = 20
 """Without a record: then nothing comes any more that could gather."""
 NO_LEADER = -1
+NOT_ASSIGNED = IllegalStateError, AssertionError
+"""aiokafka's words for partitions that the group has moved on from; an AssertionError since other topics are wanted."""
 LEADERS_S = 0.5
 """Between two looks at who leads what is owned."""
 SETTLE_S_MAX = 3.0
@@ -178,6 +180,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         for topic, partition in partitions:
             self._ledger.revoke(topic, partition)
         self.progress()
+        await asyncio.sleep(0)  # a heartbeat of aiokafka's that is cancelled before it has begun ends the membership
         if partitions:
             _log.info("partitions given up", partitions=len(partitions))
 
@@ -191,7 +194,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
         for topic, partition in lost:
             self._ledger.revoke(topic, partition)
         partitions = sorted(assigned)
-        with contextlib.suppress(IllegalStateError):
+        with contextlib.suppress(*NOT_ASSIGNED):
             self._consumer.pause(*partitions)  # a fetch of its own would hold up the answers that we wait for here
         while generation == self._generation:
             try:
@@ -205,7 +208,7 @@ class QueryReader(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         for partition, (offset, metadata) in positions.items():
             self._ledger.assign(partition.topic, partition.partition, offset, metadata)
-            with contextlib.suppress(IllegalStateError):
+            with contextlib.suppress(*NOT_ASSIGNED):
                 self._consumer.seek(partition, offset)  # or aiokafka would look for one
         _log.info("partitions taken", partitions=len(partitions))
         self._owned.set()
