@@ -29,7 +29,10 @@ REQUEST_TIMEOUT_S = 3.0
 STOP_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 10.0
 RETRY_S = 0.5
-POLL_MS = 250
+POLL_MS = 1000
+"""As long as Kafka keeps a fetch that has nothing to return: a follower costs little while nothing happens."""
+CATCHING_UP_POLL_MS = 50
+"""What ends a topic may be nothing that is delivered."""
 CHECK_INTERVAL_S = 1.0
 STEP_S = 0.001
 """How long records are delivered before whatever else the event loop has to do gets its turn."""
@@ -132,7 +135,7 @@ class Follower:
 
     async def _session(self) -> None:
         """Read with one client for as long as it works."""
-        consumer = make_consumer(self._config, *self._topics, fetch_max_wait_ms=250)
+        consumer = make_consumer(self._config, *self._topics, fetch_max_wait_ms=POLL_MS)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await consumer.start()
@@ -172,7 +175,8 @@ class Follower:
     async def _poll(self, consumer: AIOKafkaConsumer) -> bool:
         """Deliver what there is, waiting for a moment; whether there was anything."""
         try:
-            fetched = await consumer.getmany(timeout_ms=POLL_MS)
+            timeout_ms = POLL_MS if self._caught_up.done() else CATCHING_UP_POLL_MS
+            fetched = await consumer.getmany(timeout_ms=timeout_ms)
         except UNREADABLE:
             await self._seek(consumer)
             await self._poll_one_by_one(consumer)
