@@ -13,17 +13,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, NamedTuple
 
 from broker.prices import PriceRange, widest
 from broker.profiles import LatencyTable
 from broker.ranking import SIZES, Ranking, between
-from broker.usual import QUIET_MS, Usual, UsualOfGroup
+from broker.usual import QUIET_MS, Usual, UsualOfGroup, company
 from broker.versions import Loaded, name_of, served, standing
 from modelless.accuracy import accuracy_of
 from modelless.messages import (
     BatchTime,
     Correction,
+    Demanded,
     Labels,
     LengthTimes,
     ModelVersion,
@@ -82,7 +84,7 @@ class Candidate:
     team: frozenset[str] = frozenset()
     """Workers of its group (incarnations) that have it ready."""
     usual: Usual | None = None
-    """On its group, as it is chosen by; None: while nothing runs."""
+    """On its group, or with the company that it would have, as it is chosen by; None: while nothing runs."""
     tables: Mapping[int, LatencyTable] = field(default_factory=dict)
     """By the length that rows are padded to, of all but the longest."""
     layout: Layout | None = field(init=False)
@@ -248,6 +250,8 @@ class Catalog:
         self._observed: dict[Candidate, None] = {}
         """In the order in which they were; a set's would be another one in every process."""
         self._usual: dict[str, UsualOfGroup] = defaultdict(UsualOfGroup)
+        self._company: dict[Candidate, int] = {}
+        """Of what is loaded, rows of the batches that it would run if all came to it that could."""
         self._ranked_by: dict[str, Usual | None] = {}
         self._tasks: dict[str, Target] = {}
         self._targets: dict[str, Target] = {}
@@ -376,6 +380,37 @@ class Catalog:
             self._usual[group].ran(max(1, round(of.rows)), of.slowness, 0.0)
         self.rank_observed(0.0)
 
+    def expect(self, demand: Iterable[Demanded]) -> None:
+        """This is asked for: groups are compared by the batches that they would run if all of it came to them.
+
+        That is what prefers the cheapest; of what a group has loaded it would get the one that takes the least time of
+        those that are accurate and quick enough.
+        """
+        before, self._company = self._company, {}
+        loaded: dict[str, dict[str, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
+        for key in self._ready:
+            candidate = self._candidates.get(key)
+            if candidate is not None:
+                loaded[candidate.model.task][candidate.group].append(candidate)
+        coming: dict[Candidate, list[Demanded]] = defaultdict(list)
+        for each in demand:
+            for there in loaded[each.task].values() if each.prefer == "cost" else ():
+                able = [candidate for candidate in there if _could_serve(candidate, each)]
+                if able:
+                    coming[min(able, key=_row_ms)].append(each)
+        for candidate, own in coming.items():
+            rows_per_ms = sum([each.rows_per_second for each in own]) / 1000 / candidate.workers
+            block_ms = min([each.latency_ms or inf for each in own]) / 2  # who comes while one runs waits for it
+            self._company[candidate] = company(rows_per_ms, candidate.lat_ms, candidate.table.rows_useful, block_ms)
+        self._observed |= dict.fromkeys((*before, *self._company))
+
+    def _usual_of(self, candidate: Candidate, usual: Usual | None) -> Usual | None:
+        """What is usual on its group, and the company that it would have."""
+        if usual is None:
+            return None
+        rows = self._company.get(candidate, 1)
+        return Usual(rows, usual.slowness) if rows > usual.rows else usual
+
     def rank_observed(self, now_ms: float) -> None:
         """Rank those anew that would be chosen by something else now; called a few times a second."""
         usual = self.usual(now_ms)
@@ -387,7 +422,7 @@ class Catalog:
         for candidate in list(self._observed):
             if self._candidates.get(candidate.key) is not candidate:
                 self._observed.pop(candidate, None)
-            elif not candidate.is_outdated(usual.get(candidate.group), now_ms):
+            elif not candidate.is_outdated(self._usual_of(candidate, usual.get(candidate.group)), now_ms):
                 if candidate.table.scale == 1.0:
                     self._observed.pop(candidate, None)
             elif ranked < RANKED_MAX:
@@ -395,7 +430,7 @@ class Catalog:
                 targets = self._targets_of(candidate)
                 for target in targets:
                     target.ranking.remove(candidate)
-                candidate.sample(usual.get(candidate.group), now_ms)
+                candidate.sample(self._usual_of(candidate, usual.get(candidate.group)), now_ms)
                 for target in targets:
                     target.ranking.add(candidate)
 
@@ -549,6 +584,15 @@ class Catalog:
         stable = labels.stable if labels is not None else None
         version = served(standings, stable, of.served.version if of.served is not None else None)
         return of.versions[version] if version is not None else None
+
+
+def _could_serve(candidate: Candidate, asked: Demanded) -> bool:
+    """Whether it is accurate and, alone, quick enough."""
+    return candidate.accuracy_low >= asked.accuracy_min and candidate.lat_ms(1) <= (asked.latency_ms or inf)
+
+
+def _row_ms(candidate: Candidate) -> float:
+    return candidate.row_ms
 
 
 def _differ(one: Usual | None, other: Usual | None) -> bool:

@@ -405,8 +405,10 @@ class Core:
         return self._wants.rates(now_ms)
 
     def demand(self, now_ms: float) -> tuple[Demanded, ...]:
-        """What this broker is asked for."""
-        return self._demand.rates(now_ms)
+        """What this broker is asked for; from now on it chooses by that, too."""
+        told = self._demand.rates(now_ms)
+        self.catalog.expect(told)
+        return told
 
     def surges(self, now_ms: float) -> bool:
         """It is asked for much more than it told last."""

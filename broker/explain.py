@@ -23,6 +23,7 @@ from broker.view import NEVER
 from modelless.messages import (
     Condition,
     Correction,
+    Demanded,
     Labels,
     Member,
     ModelVersion,
@@ -219,10 +220,12 @@ def catalog_of(
     workers: Sequence[Member],
     plan: Plan | None,
     usual: Mapping[str, tuple[float, float]] | None = None,
+    demand: Iterable[Demanded] = (),
 ) -> Catalog:
     """What a broker knows, by the topics and by what workers and brokers announce of themselves.
 
     ``usual``: (rows of a batch, slowness) that are usual on a group, by its name.
+    ``demand``: what it is asked for.
     """
     catalog = Catalog()
     for model in models:
@@ -250,6 +253,7 @@ def catalog_of(
         if candidate is not None and candidate.model.digest == condition.digest:
             candidate.table.restore(condition.p50_scale, condition.p99_scale, condition.changed_ms)
             catalog.observed(candidate)
+    catalog.expect(demand)
     catalog.assume({group: Usual(*of) for group, of in (usual or {}).items()})
     return catalog
 

@@ -6,6 +6,12 @@ is one over queries, not over batches: half of the queries in batches of 1 and h
 are nine times as many of the former. While nothing runs, the best is assumed, so that a limit on cost that is met by
 large batches alone does not keep them from ever forming.
 
+**Company.** What is chosen less makes smaller batches, looks dearer for it, and is chosen even less: of two groups
+whichever happened to have the larger batches first would stay the cheaper, for good. So a query's company counts as no
+smaller than it would be if all came to the group that ask for the cheapest and could be answered there
+(:func:`company`): that is the same for all groups, whatever happened before. A broker counts what it is asked for
+itself; of what other brokers would send it knows only what they do.
+
 **Slowness.** A neighbour on the processor slows whatever runs there. A variant that has not run lately would not know,
 would look quicker than those that have, be chosen, learn, and give way to the next one that does not know: the queries
 would wander over all variants, in small batches. So what has not run is taken to be as slow as what has.
@@ -13,6 +19,7 @@ would wander over all variants, in small batches. So what has not run is taken t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp, inf, log
 from typing import NamedTuple
 
@@ -50,3 +57,23 @@ class UsualOfGroup:
     def at(self, now_ms: float) -> Usual | None:
         """None while nothing has run for a while."""
         return None if now_ms - self._ran_ms > QUIET_MS else Usual(self._rows, exp(self._log_slowness))
+
+
+def company(rows_per_ms: float, lat_ms: Callable[[int], float], rows_max: int, block_ms: float) -> int:
+    """Rows of a batch on a device that has nothing else to do: as many as come while one runs.
+
+    Grown from a lone row, so that it is the least such batch; at most ``rows_max``, and as many as take ``block_ms``.
+
+    Args:
+        rows_per_ms: that come to the device.
+        lat_ms: how long a batch of so many rows takes.
+    """
+    rows = 1
+    while rows < rows_max:
+        coming = min(rows_max, round(rows_per_ms * lat_ms(rows)))
+        while coming > rows and lat_ms(coming) > block_ms:
+            coming -= 1
+        if coming <= rows:
+            break
+        rows = coming
+    return rows

@@ -124,6 +124,7 @@ async def _look(config: Config) -> tuple[Any, Mapping[str, float], Mapping[str, 
         workers,
         plans.plan,
         _usual(fleet.brokers()),
+        next((broker.demand for broker in fleet.brokers()), ()),
     )
     backlog_ms: dict[str, float] = {}
     for worker in workers:

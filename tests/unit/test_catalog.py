@@ -14,7 +14,7 @@ from broker.catalog import SCALE_STEP, TARGETS_MAX, Catalog, Target, match_input
 from broker.ranking import SIZES
 from broker.usual import QUIET_MS
 from broker.view import NEVER
-from modelless.messages import Correction, Evaluation, ModelVersion, Profile, Query
+from modelless.messages import Correction, Demanded, Evaluation, ModelVersion, Profile, Query
 from modelless.tensors import Tensor, TensorSpec
 
 
@@ -160,6 +160,62 @@ def test_cost_is_that_of_the_batches_that_a_group_runs() -> None:
     assert added.cost_per_1000_usual == pytest.approx(added.cost_per_1000(6))
     catalog.rank_observed(2.0 + QUIET_MS + 1)
     assert added.cost_per_1000_usual == pytest.approx(added.cost_per_1000(8))
+
+
+def test_groups_are_compared_by_the_company_that_all_who_come_would_make() -> None:
+    """Whatever batches they happen to run."""
+    catalog = Catalog()
+    put(
+        catalog,
+        model(),
+        profile(model(), "strong", curve=((1, 40.0), (8, 110.0)), price_per_hour=1.0),
+        profile(model(), "weak", curve=((1, 80.0), (8, 220.0)), price_per_hour=0.4),
+    )
+    strong, weak = (catalog.candidate("m:1/onnx-fp32", group) for group in ("strong", "weak"))
+    assert strong is not None
+    assert weak is not None
+    target = resolve(catalog, task="t")
+    assert target is not None
+    for group in ("strong", "weak"):
+        catalog.set_ready("m:1/onnx-fp32", group, frozenset({f"{group}-0", f"{group}-1"}))
+    catalog.ran(strong, 8, 0.0)
+    catalog.ran(weak, 2, 0.0)
+    catalog.rank_observed(0.0)
+    assert target.ranking.cheapest(0) is strong
+    asked = Demanded("t", 600.0, 0.5, "cost", False, 174.0)
+    others = Demanded("u", 600.0, 0.5, "cost", False, 900.0)
+    for useless in (
+        replace(asked, prefer="accuracy"),
+        replace(asked, accuracy_min=0.99),
+        replace(asked, latency_ms=70.0),
+        replace(asked, rows_per_second=1.0),
+        others,
+    ):
+        catalog.expect([useless])
+        catalog.rank_observed(0.0)
+        assert target.ranking.cheapest(0) is strong, useless
+    catalog.expect([asked, others])
+    catalog.rank_observed(0.0)
+    assert target.ranking.cheapest(0) is weak
+    assert weak.cost_per_1000_usual == pytest.approx(weak.cost_per_1000(8))
+    catalog.expect([])
+    catalog.rank_observed(0.0)
+    assert target.ranking.cheapest(0) is strong
+
+
+def test_what_a_group_would_not_choose_has_no_company() -> None:
+    catalog = Catalog()
+    quick, slow = model("quick"), model("slow")
+    put(catalog, quick, profile(quick, curve=((1, 10.0), (8, 20.0)), accuracy=0.8))
+    put(catalog, slow, profile(slow, curve=((1, 40.0), (8, 80.0)), accuracy=0.9))
+    candidates = [catalog.candidate(f"{name}:1/onnx-fp32", "cpu") for name in ("quick", "slow")]
+    for candidate in candidates:
+        assert candidate is not None
+        catalog.set_ready(candidate.variant, "cpu", frozenset({"cpu-0"}))
+        catalog.ran(candidate, 1, 0.0)
+    catalog.expect([Demanded("t", 600.0, 0.5, "cost", False, 400.0), Demanded("t", 600.0, 0.85, "cost", False, 0.1)])
+    catalog.rank_observed(0.0)
+    assert [c.usual.rows for c in candidates if c is not None and c.usual is not None] == [8, 1]
 
 
 def test_what_has_not_run_is_as_slow_as_what_has() -> None:

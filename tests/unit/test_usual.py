@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.usual import QUIET_MS, UsualOfGroup
+from broker.usual import QUIET_MS, UsualOfGroup, company
 
 
 def rows_of(usual: UsualOfGroup, now_ms: float) -> float | None:
@@ -56,3 +56,11 @@ def test_slowness_is_a_mean_of_logarithms() -> None:
     found = usual.at(0.0)
     assert found is not None
     assert found.slowness == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_ms", "block_ms", "rows"),
+    [(0.01, 1e9, 1), (0.04, 1e9, 2), (0.07, 1e9, 6), (0.2, 1e9, 8), (0.2, 80.0, 5), (0.2, 10.0, 1)],
+)
+def test_company_is_what_comes_while_a_batch_runs(rows_per_ms: float, block_ms: float, rows: int) -> None:
+    assert company(rows_per_ms, lambda rows: 30.0 + 10.0 * rows, 8, block_ms) == rows
