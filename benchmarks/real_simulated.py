@@ -10,11 +10,13 @@ Two parts, each a system of its own (`modelless up`: Kafka, one broker, workers)
 * ``digits``: the demo's models on one CPU worker (one thread).
 
 First, some queries one by one: ``reply_ms`` is the median time from the end of a query's batch to its reply's log time,
-``intake_ms`` what else of its latency is not its batch. Then each load is sent ``--rounds`` times, with the
-same arrivals (from the seed) each time, and played once for each time in the simulator: policy ``ours``, the profiles
-as the system measured them (from the profiles topic), the fleet of the configuration, what was loaded when the load
-began, and those two constants. All real times are Kafka's: a query's and a reply's log times, in whole ms. The first
-:data:`WARM_UP_S` seconds of a load are in no figure.
+``intake_ms`` what else of its latency is not its batch, of each of them: a median alone would say nothing of a 95th
+percentile. Then each load is sent ``--rounds`` times, with the same arrivals (from the seed) each time, and played once
+for each time in the simulator: policy ``ours``, the profiles as the system measured them (from the profiles topic), the
+fleet of the configuration, what was loaded when the load began, how much slower than its profile each variant was by
+then (:func:`slowness`: a profile is measured one batch after another, and what runs now and then, on a processor that
+sleeps or does something else meanwhile, takes longer), and the way of those first queries. All real times are Kafka's:
+a query's and a reply's log times, in whole ms. The first :data:`WARM_UP_S` seconds of a load are in no figure.
 
 Real and simulated agree where the shares in time differ by at most 1 point, and the 95th percentiles of latency by at
 most 20 % of the real one, or by what the real rounds differ among themselves, whichever is more. Where they do not,
@@ -50,7 +52,7 @@ from modelless.codec import decode_reply, encode_query
 from modelless.config import Config
 from modelless.demo.family import RECIPES, prepare
 from modelless.fleet import FleetView
-from modelless.messages import Query, split_variant
+from modelless.messages import USUAL_SLOWNESS, Query, split_variant
 from modelless.registration import register, wall_clock
 from modelless.store import EMULATED_HEADER
 from modelless.tensors import Tensor
@@ -338,16 +340,16 @@ def drive(system: System, part: Part, queries: Sequence[SimulatedQuery]) -> Sent
     return _Driver(system.config, part.inputs, queries).run()
 
 
-def alone(system: System, part: Part) -> tuple[float, float, list[Answer]]:
-    """``intake_ms``, ``reply_ms``, and the answers that they are medians of."""
+def alone(system: System, part: Part) -> tuple[list[float], float, list[Answer]]:
+    """``intake_ms`` of each, ``reply_ms``, and the answers that they are of."""
     queries = [
         SimulatedQuery(index, part.lone, index * LONE_INTERVAL_S * 1000, 5000.0) for index in range(2 * LONE_QUERIES)
     ]
     answers = drive(system, part, queries).answers[LONE_QUERIES:]  # Kafka's Java has hardly run before
-    way_ms = float(np.median([answer.latency_ms - answer.run_ms for answer in answers]))
+    ways_ms = [answer.latency_ms - answer.run_ms for answer in answers]
     reply_ms = float(np.median([answer.latency_ms - answer.queue_ms - answer.run_ms for answer in answers]))
-    reply_ms = min(max(0.0, reply_ms), way_ms)  # what a worker takes for Kafka's time can be off by a millisecond
-    return way_ms - reply_ms, reply_ms, answers
+    reply_ms = min(max(0.0, reply_ms), min(ways_ms))  # what a worker takes for Kafka's time can be off by a millisecond
+    return [max(0.0, way_ms - reply_ms) for way_ms in ways_ms], reply_ms, answers
 
 
 async def known(config: Config) -> Known:
@@ -378,12 +380,30 @@ async def known(config: Config) -> Known:
 
 async def loaded(config: Config) -> Placement:
     """What each worker has."""
+    return {member.name: member.variants for member in (await _fleet(config)).workers()}
+
+
+async def slowness(config: Config, facts: Known) -> dict[tuple[str, str], float]:
+    """By (variant, group), times its profile that it took of late, by what the brokers have learned.
+
+    What has not run is taken to be as slow as what has on its group, as they take it to be.
+    """
+    catalog = CatalogView(config)
+    await catalog.start()
+    await catalog.stop()
+    brokers = (await _fleet(config)).brokers()
+    usual = {name: value for broker in brokers for name, value in broker.statistics.items()}
+    found = {profile.key: usual.get(f"{USUAL_SLOWNESS}{profile.group}", 1.0) for profile in facts.portfolio.profiles}
+    return found | {(each.variant, each.group): each.p50_scale for each in catalog.catalog.conditions()}
+
+
+async def _fleet(config: Config) -> FleetView:
+    """As it was announced lately."""
     view = FleetView(config, wall_clock())
     await view.start()
     await asyncio.sleep(1.5)
-    members = view.workers()
     await view.stop()
-    return {member.name: member.variants for member in members}
+    return view
 
 
 # --- the simulator ------------------------------------------------------------------------------------------------
@@ -475,7 +495,7 @@ class Compared:
     part: str
     load: str
     generated: list[str]
-    intake_ms: float
+    intake_ms: list[float]
     reply_ms: float
     real: list[Figures] = field(default_factory=list)
     simulated: list[Figures] = field(default_factory=list)
@@ -527,8 +547,8 @@ def run_part(part: Part, seconds: float, rounds: int, until_s: float, only: str)
         intake_ms, reply_ms, lone = alone(system, part)
         slow = figures([answer._replace(arrival_ms=WARM_UP_S * 1000) for answer in lone], facts.portfolio).slowness
         print(
-            f"alone: intake {intake_ms:.1f} ms, reply {reply_ms:.1f} ms, batches {slow[0]:.2f} times their profile "
-            f"(p95 {slow[1]:.2f})",
+            f"alone: intake {np.median(intake_ms):.1f} ms (p95 {np.quantile(intake_ms, 0.95):.1f}), "
+            f"reply {reply_ms:.1f} ms, batches {slow[0]:.2f} times their profile (p95 {slow[1]:.2f})",
             flush=True,
         )
         loads = part.loads(facts, WARM_UP_S + seconds)
@@ -547,7 +567,7 @@ def run_part(part: Part, seconds: float, rounds: int, until_s: float, only: str)
 def _round(compared: Compared, number: int, system: System, part: Part, facts: Known) -> None:
     time.sleep(SETTLE_S)
     queries = generate(compared.generated, SEED)
-    placement = asyncio.run(loaded(system.config))
+    placement, truth = asyncio.run(loaded(system.config)), asyncio.run(slowness(system.config, facts))
     sent = drive(system, part, queries)
     compared.real.append(figures(sent.answers, facts.portfolio))
     compared.load_average.append(sent.load_average)
@@ -557,6 +577,7 @@ def _round(compared: Compared, number: int, system: System, part: Part, facts: K
         facts.portfolio,
         queries,
         number,
+        truth=truth,
         intake_ms=compared.intake_ms,
         reply_ms=compared.reply_ms,
     )

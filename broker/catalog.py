@@ -388,16 +388,16 @@ class Catalog:
         """
         before, self._company = self._company, {}
         loaded: dict[str, dict[str, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
-        for key in self._ready:
-            candidate = self._candidates.get(key)
-            if candidate is not None:
-                loaded[candidate.model.task][candidate.group].append(candidate)
+        ready = [candidate for key in self._ready if (candidate := self._candidates.get(key)) is not None]
+        for candidate in sorted(ready, key=_row_ms):
+            loaded[candidate.model.task][candidate.group].append(candidate)
         coming: dict[Candidate, list[Demanded]] = defaultdict(list)
         for each in demand:
             for there in loaded[each.task].values() if each.prefer == "cost" else ():
-                able = [candidate for candidate in there if _could_serve(candidate, each)]
-                if able:
-                    coming[min(able, key=_row_ms)].append(each)
+                for candidate in there:
+                    if _could_serve(candidate, each):
+                        coming[candidate].append(each)
+                        break
         for candidate, own in coming.items():
             rows_per_ms = sum([each.rows_per_second for each in own]) / 1000 / candidate.workers
             block_ms = min([each.latency_ms or inf for each in own]) / 2  # who comes while one runs waits for it

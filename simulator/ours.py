@@ -3,8 +3,8 @@
 What is real: :class:`broker.core.Core` with everything in it (ledger, catalog, selector, batcher, scheduler), one for
 each broker; :class:`workers.device_queue.DeviceQueue`, one for each worker; :class:`broker.planner.Planner`, on its
 period; and in place of the provisioner, the world's workers are rented and let go as the plan says. What is not there:
-Kafka, decoding, the link's wire and the processor time of all that; ``World.intake_ms`` and
-``World.reply_ms`` stand for them.
+Kafka, decoding, the link's wire and the processor time of all that; the world's ``intake_ms`` and
+``reply_ms`` stand for them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Scenario:
     seed: int = 0
     faults: Sequence[Fault] = ()
     truth: dict[tuple[str, str], float] = field(default_factory=dict)
-    intake_ms: float = 0.0
+    intake_ms: float | Sequence[float] = 0.0
     reply_ms: float = 0.0
     timer_late_ms: float = 0.0
 

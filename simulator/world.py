@@ -142,7 +142,8 @@ class World:
         queries: sorted and numbered by arrival; their outcomes are written into them.
         placement: what is loaded at time 0, for nothing; workers that are not named begin empty.
         truth: by (variant, group), how much slower it really is than its profile says.
-        intake_ms: from a query's log time until the policy sees it.
+        intake_ms: from a query's log time until the policy sees it; of several, as they were measured, each query draws
+            one, and is seen no sooner than the one before it, since a log is read in order.
         reply_ms: from the end of a batch until its replies are out; in time is who is out before the deadline.
         timer_late_ms: timers are late by up to so much.
     """
@@ -157,12 +158,12 @@ class World:
         placement: Placement | None = None,
         faults: Sequence[Fault] = (),
         truth: dict[tuple[str, str], float] | None = None,
-        intake_ms: float = 0.0,
+        intake_ms: float | Sequence[float] = 0.0,
         reply_ms: float = 0.0,
         timer_late_ms: float = 0.0,
     ) -> None:
         self.fleet, self.portfolio, self.queries = fleet, portfolio, queries
-        self.intake_ms, self.reply_ms, self.timer_late_ms = intake_ms, reply_ms, timer_late_ms
+        self.reply_ms, self.timer_late_ms = reply_ms, timer_late_ms
         self.now_ms = 0.0
         self.devices = {
             name: Device(name, spec.name, spec.memory_mb, spec.price_per_hour)
@@ -188,6 +189,7 @@ class World:
         self._truth = truth or {}
         self._policy: Policy | None = None
         self._open = len(queries)
+        self._seen_ms = seen_ms(queries, intake_ms, self.random)
         for worker, variants in (placement or {}).items():
             for variant in variants:
                 self._check_fits(self.devices[worker], variant)
@@ -300,12 +302,12 @@ class World:
         for fault in self._faults:
             heappush(self._events, (fault.at_ms, next(self._sequence), lambda fault=fault: self._fault(fault)))  # type: ignore[misc]
         policy.start(self)
-        events, queries = self._events, self.queries
-        index, total, intake_ms = 0, len(queries), self.intake_ms
+        events, queries, seen_ms = self._events, self.queries, self._seen_ms
+        index, total = 0, len(queries)
         end_ms = max((q.deadline_ms for q in queries if q.deadline_ms < INF), default=0.0)
         end_ms = max(end_ms, queries[-1].arrival_ms if queries else 0.0) + 3_600_000
         while self._open:
-            next_ms = queries[index].arrival_ms + intake_ms if index < total else INF
+            next_ms = seen_ms[index] if index < total else INF
             if events and events[0][0] <= next_ms:
                 self.now_ms, _, event = heappop(events)
                 if self.now_ms > end_ms:
@@ -414,3 +416,14 @@ class World:
         if not self._normals:
             self._normals = self.random.standard_normal(_DRAWS).tolist()
         return self._normals.pop()
+
+
+def seen_ms(
+    queries: Sequence[SimulatedQuery], intake_ms: float | Sequence[float], random: np.random.Generator
+) -> list[float]:
+    """When a policy sees each query; see :class:`World`."""
+    if isinstance(intake_ms, (int, float)):
+        return [query.arrival_ms + intake_ms for query in queries]
+    drawn_ms = random.choice(np.asarray(intake_ms, np.float64), len(queries))
+    found: list[float] = np.maximum.accumulate([query.arrival_ms for query in queries] + drawn_ms).tolist()
+    return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.facts import GroupSpec, Portfolio, SimulatedQuery, VariantProfile, sorted_queries
-from simulator.world import Device, Fault, PolicyError, Running, World
+from simulator.world import Device, Fault, PolicyError, Running, World, seen_ms
 
 FAST = VariantProfile("t", "m", "fast", "gpu", 0.7, 100.0, 400.0, (1, 4), (10.0, 20.0), (10.0, 20.0))
 GOOD = VariantProfile("t", "m", "good", "gpu", 0.9, 50.0, 700.0, (1, 4), (40.0, 80.0), (40.0, 80.0))
@@ -271,3 +271,15 @@ def test_a_group_of_a_fixed_number_neither_rents_nor_releases() -> None:
         on.expire(query)
 
     world(queries(0.0)).play(Script(try_both))
+
+
+def test_queries_are_seen_after_times_that_were_measured_and_in_the_order_of_their_log() -> None:
+    asked = queries(*range(0, 3000, 3))
+    seen = np.array(seen_ms(asked, [1.0, 2.0, 9.0], np.random.default_rng(1)))
+    assert (np.diff(seen) >= 0).all()
+    taken_ms = seen - [query.arrival_ms for query in asked]
+    assert set(taken_ms.tolist()) == {1.0, 2.0, 3.0, 6.0, 9.0}, "one of them, or what was left of the last one's"
+    assert seen_ms(asked[:2], 2.0, np.random.default_rng(1)) == [2.0, 5.0]
+    later: list[float] = []
+    world(asked, intake_ms=[4.0]).play(Script(lambda on, query: later.append(on.now_ms) or on.refuse(query)))  # type: ignore[func-returns-value]
+    assert later == [query.arrival_ms + 4.0 for query in asked]
