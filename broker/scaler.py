@@ -22,8 +22,8 @@ started, counts as many times dearer for a while, so that others are taken where
 **Bursts** are over before a worker that was ordered for them has started; capacity for them has to be there.
 :mod:`broker.bursts` tells what rises and is gone again within ``scale_down_ms`` from what stays; it is sized for what
 stays with the usual bursts, or for what is asked for now if that is more than usual. **Head-room** for queries that
-happen to come together is the sizing's (:mod:`broker.sizing`). It is looked at with less than there should be, and
-sized with all of it, so that noise orders nobody.
+happen to come together is the sizing's (:mod:`broker.sizing`). It is looked at with less than there should be whether
+those who are there serve, and sized with all of it where they do not, so that noise orders nobody.
 """
 
 from __future__ import annotations
@@ -162,6 +162,7 @@ class Scaler:
         self._mix_ms = -inf
         self._prices: Mapping[str, float] = {}
         self._began_ms = inf
+        """Since when it is known what is asked for."""
         self._stress = 1.0
         self._stressed_ms = 0.0
         self.sizing: Sizing | None = None
@@ -189,6 +190,7 @@ class Scaler:
         self, demands: Sequence[Demand], choices: Sequence[Choice], prices: Mapping[str, float], now_ms: float
     ) -> None:
         """What was asked for before anybody decided; in order of time, and nothing after the first :meth:`decide`."""
+        self._began_ms = min(self._began_ms, now_ms)
         self._demand.hear(demands, choices, prices, now_ms)
 
     def decide(
@@ -335,13 +337,14 @@ class Scaler:
         asked = self._demand.now(self._stress)
         scaled = [group for group in groups if not group.is_fixed]
         few = replace(self._options, headroom=NOISE * self._options.headroom)
-        limits = [self._limits(group, now_ms) for group in groups]
+        there = [group for group in groups if not group.is_fixed or self._orders[group.name].workers]
+        limits = [self._limits(group, now_ms) for group in there]
         floors = [replace(of, workers_min=self._floor(of, now_ms)) for of in limits]
-        enough = self._size(asked, choices, floors, few)
-        if any(enough.workers[of.name] > of.workers_min for of in floors):
+        enough = self._size(asked, choices, [replace(of, workers_max=of.workers_min) for of in floors], few)
+        if not enough.serves:
             found = self._size(asked, choices, floors, self._options)
-            if found.missing > enough.missing + 1e-3:  # there may be no more than this
-                found = enough
+            if not found.serves:  # there may be no more than this
+                found = self._size(asked, choices, floors, few)
             self.sizing = found
             self._order(found.workers, found, scaled, now_ms)
             return

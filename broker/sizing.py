@@ -53,6 +53,9 @@ PENALTY = 1000.0
 """What it costs to serve nothing of a class, beside all the workers that there may be."""
 FREE = 1e-3
 """What a worker that costs nothing counts, beside the cheapest that does: few of them are better than many."""
+TIE = 1e-3
+"""Of what a worker costs, at most, for its time that is used, and likewise for its memory: of fleets that cost the same
+that one is found of which the least is used, so that the rest of it can be packed."""
 PACKINGS_MAX = 4
 SHRINK = 0.97
 MISSING = 1e-3
@@ -139,7 +142,7 @@ def size(
     Raises nothing for demand that cannot be served: as much of it is as can be, and the rest is told.
     """
     asked = _Asked(demands, choices, groups, options)
-    if not len(asked.pairs_of_class):
+    if not len(asked.pairs_of_class) or not any(group.workers_max for group in groups):
         return asked.sizing({}, 0.0)
     relaxed = _Model(asked, asked.pools()).relaxed()
     if asked.integers <= options.exact_integers_max:
@@ -183,7 +186,7 @@ class _Asked:
         problem = placement_model.problem(
             _constrained(demands, able, options.runs_per_latency),
             able,
-            [Group(g.name, g.memory_mb, g.price_per_hour, {"": frozenset()}) for g in groups if g.workers_max],
+            [Group(g.name, g.memory_mb, g.price_per_hour, {"": frozenset()}) for g in groups],
             placement_model.Options(
                 classes_max=options.classes_max,
                 candidates_max=len(able),
@@ -428,7 +431,16 @@ class _Model:
         self.matrix = csr_array(coo_array((value, (at, column)), (self._row, self.columns)))
         prices = np.array([asked.price[pool.group.name] for pool in pools])
         penalty = PENALTY * max(1e-9, sum(asked.price[g.name] * max(1, g.workers_max) for g in asked.groups.values()))
-        self.cost = np.concatenate([prices, np.zeros(copies + flows), np.full(classes, penalty / max(1, classes))])
+        # What nobody can serve costs nothing: beside its penalty a gap of half a per cent would be many workers.
+        able = np.isin(np.arange(classes), asked.pairs_of_class)
+        self.cost = np.concatenate(
+            [
+                prices,
+                TIE * prices[n_pool] * memory / memory_of[n_pool],
+                TIE * prices[self.y_pool] * ms / asked.device_ms,
+                np.where(able, penalty / max(1, classes), 0.0),
+            ]
+        )
         most = np.array([pool.workers_max for pool in pools], float)
         self.lower = np.concatenate([[float(pool.workers_min) for pool in pools], np.zeros(self.columns - count)])
         self.upper = np.concatenate([most, most[n_pool], asked.rates[of_class], np.ones(classes)])
@@ -459,9 +471,9 @@ class _Model:
         return None if done.x is None else self._flow(done.x, is_cut=done.status == 1)
 
     def _flow(self, x: NDArray[np.float64], *, is_cut: bool = False) -> _Flow:
-        count = len(self.pools)
-        y = x[self.first_y : self.first_y + self.y_pair.size]
-        return _Flow(self.pools, self.y_pool, self.y_pair, y, x[:count], float(self.cost[:count] @ x[:count]), is_cut)
+        count, flows = len(self.pools), self.first_y + self.y_pair.size
+        least = float(self.cost[:flows] @ x[:flows]) / (1 + 2 * TIE)  # ties are at most twice the share of the workers
+        return _Flow(self.pools, self.y_pool, self.y_pair, x[self.first_y : flows], x[:count], least, is_cut)
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from broker.placement_model import Choice, Demand
 from broker.scaler import BARRED_MS, ScaledGroup, ScaledWorker, Scaler, Scaling
+from broker.sizing import Limits, Sizing, size
 from modelless.messages import GroupTarget
 
 TICK_MS = 500.0
@@ -407,3 +410,31 @@ def test_a_group_whose_price_changes_gives_way_once_the_other_is_there() -> None
         fleet.tick()
         assert len(fleet.workers["g"]) + len(fleet.workers["h"]) >= 4  # never without
     assert fleet.wanted("g") == 0
+
+
+def test_nobody_is_ordered_while_those_who_are_there_serve() -> None:
+    def wasteful(demands: Sequence[Demand], choices: Sequence[Choice], groups: Sequence[Limits], *args: Any) -> Sizing:
+        found = size(demands, choices, groups, *args)
+        more = {of.name: min(of.workers_max, found.workers[of.name] + 2) for of in groups}
+        return replace(found, workers=more)
+
+    fleet = Fleet(scaler=Scaler(60_000.0, 300_000.0, size=wasteful))
+    fleet.ask(400.0)
+    fleet.tick()
+    ordered = fleet.wanted()
+    for rows_per_s in (390.0, 400.0) * 20:
+        fleet.ask(rows_per_s)
+        fleet.run(5)
+        assert fleet.wanted() <= ordered
+
+
+def test_a_new_leader_that_knows_what_was_asked_for_keeps_nobody_else() -> None:
+    fleet = Fleet([choice(), choice(group="h")], g=scaling(price=1.0), h=scaling(price=5.0))
+    fleet.workers = {"g": {"g-0": frozenset({V})}, "h": {"h-0": frozenset({V})}}
+    fleet.scaler.resume({"g": GroupTarget(1, (), "because"), "h": GroupTarget(1, (), "because")})
+    for second in range(400):
+        fleet.scaler.remember([Demand("t", 1000.0, 0.0, 40.0)], fleet.choices, {"g": 1.0, "h": 5.0}, 1000.0 * second)
+    fleet.now_ms = 400_000.0
+    fleet.ask(40.0)
+    fleet.run(70)
+    assert (fleet.wanted("g"), fleet.wanted("h")) == (1, 0)

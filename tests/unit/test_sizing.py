@@ -221,7 +221,7 @@ def test_cheap_workers_are_taken_while_there_are_any() -> None:
     found = size([demand(700.0)], choices, groups, PLAIN)
     assert found.workers == {"g": 2, "h": 2}
     assert found.usd_per_hour == pytest.approx(4.4)
-    assert found.bound_usd_per_hour == pytest.approx(2 + 1.5 * 1.2)
+    assert found.bound_usd_per_hour == pytest.approx(2 + 1.5 * 1.2, rel=1e-3)
 
 
 def test_where_nothing_has_a_price_few_workers_are_better_than_many() -> None:
@@ -251,6 +251,18 @@ def test_head_room_is_the_square_root_rule() -> None:
     shared = size(tasks, choices, [limits()], options)
     assert shared.headroom == pytest.approx(alone.headroom / 2)  # devices are shared: bursts make up for each other
     assert size([demand(100.0)], [FAST], [limits()], options).headroom == 0.0  # nobody is in a hurry
+
+
+def test_what_nobody_can_serve_makes_nothing_else_dearer() -> None:
+    groups = [limits("g", 1.0, most=50), limits("h", 0.7, most=50), limits("i", 2.0, most=50)]
+    for seed in range(6):
+        choices = family(12, random.Random(seed))
+        demands = [demand(40.0, f"t{task}", latency_ms=500.0) for task in range(12)]
+        hopeless = [demand(1.0, f"t{task}", accuracy_min=0.9999) for task in range(3)]
+        alone, beside = (size(each, choices, groups, Options()) for each in (demands, [*demands, *hopeless]))
+        assert beside.hopeless == ("t0", "t1", "t2")
+        assert alone.serves and beside.serves
+        assert beside.usd_per_hour == pytest.approx(alone.usd_per_hour)
 
 
 def test_no_time_at_all_still_gives_an_answer() -> None:
