@@ -6,19 +6,19 @@ Morphology", 1982; what it leaves over is the top-hat transform): the level at a
 not fall below for a whole window around it. A step or a slow rise becomes level once it has lasted for a window; a
 shorter peak never does.
 
-Of the last minutes, that which the load exceeded the level by in all but a small share of the time is the **swing**
-that there has to be room for. A load that is hardly higher than what came and went :data:`TIMES` times before is
-**ordinary**.
+How the load of the last minutes rose and fell about its mean is the **excess** that there has to be some room for
+(:mod:`broker.headroom`). A load that is hardly higher than what came and went :data:`TIMES` times before is
+**ordinary**, until it lasts clearly longer than those did.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from math import erf, sqrt
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 SAMPLE_MS = 1000.0
 MEMORY_MS = 600_000.0
@@ -29,27 +29,23 @@ NEW = 1.2
 """Times what came and went before is new."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Usual:
     """Of late, in the load's unit."""
 
     mean: float
     """Of what lasted for a window."""
-    swing: float
-    """There has to be room for so much more."""
+    excess: NDArray[np.float64]
+    """By second, above the mean of what lasted then; 0 in the mean."""
     ordinary: float
     """A load that is no higher is nothing new."""
 
 
 class Bursts:
-    """Args:
-    window_ms: what is over within it is a burst.
-    deviations: there is to be room for as much as so many standard deviations are of what is normally distributed.
-    """
+    """Args: window_ms: what is over within it is a burst."""
 
-    def __init__(self, window_ms: float, deviations: float) -> None:
+    def __init__(self, window_ms: float) -> None:
         self._window_ms = window_ms
-        self._share = (1 + erf(deviations / sqrt(2))) / 2
         self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
         self._sample_ms: float | None = None
         self._usual: Usual | None = None
@@ -73,14 +69,17 @@ class Bursts:
             # At both ends a window may be cut short, or what lasts there would be nobody's.
             edge = np.full(length - 1, -np.inf)
             level = sliding_window_view(np.concatenate([edge, lasting, edge]), length).max(axis=1)
-            now = float(level[-length:].max())
-            mean = now + float((loads - level).mean())
-            swing = max(0.0, now + float(np.quantile(loads - level, self._share)) - mean)
-            self._usual = Usual(mean, swing, NEW * self._ordinary(loads, mean))
+            above = float((loads - level).mean())
+            mean = float(level[-length:].max()) + above
+            self._usual = Usual(mean, loads - level - above, NEW * self._ordinary(loads, mean))
         return self._usual
 
-    def _ordinary(self, loads: np.ndarray, mean: float) -> float:
-        """The highest load that was risen above and fallen below so often."""
+    def _ordinary(self, loads: NDArray[np.float64], mean: float) -> float:
+        """The highest load that was risen above and fallen below so often; the mean, if it has never lasted so long."""
         falls = np.flatnonzero((loads[:-1] > mean) & (loads[1:] <= mean))
-        peaks = [float(part.max()) for part in np.split(loads, falls + 1)[:-1]]  # of what is over
-        return sorted(peaks)[-TIMES] if len(peaks) >= TIMES else mean
+        *over, last = np.split(loads, falls + 1)
+        if len(over) < TIMES:
+            return mean
+        peaks, lasted = [float(part.max()) for part in over], [int((part > mean).sum()) for part in over]
+        is_long = int((last > mean).sum()) > NEW * sorted(lasted)[-TIMES]
+        return mean if is_long else sorted(peaks)[-TIMES]

@@ -200,7 +200,7 @@ class Leader(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _planner(self, solver: Solver) -> Planner:
         broker, planner = self._config.broker, self._config.planner
-        options = sizing.Options(utilisation_max=planner.utilisation_max, headroom=planner.headroom)
+        options = sizing.Options(utilisation_max=planner.utilisation_max, missed_max=planner.missed_max)
         scaler = Scaler(planner.scale_down_s * 1000, planner.idle_s * 1000, options, solver(sizing.size))
         return Planner(
             broker.accuracy_slack, broker.profile_age_s_max * 1000, scaler=scaler, place=solver(placement.place)

@@ -21,8 +21,9 @@ started, counts as many times dearer for a while, so that others are taken where
 
 **Bursts** are over before a worker that was ordered for them has started; capacity for them has to be there.
 :mod:`broker.bursts` tells what rises and is gone again within ``scale_down_ms`` from what stays; it is sized for what
-stays with the usual bursts, or for what is asked for now if that is more than usual. **Head-room** for queries that
-happen to come together is the sizing's (:mod:`broker.sizing`). It is looked at with less than there should be whether
+stays with the usual bursts, or for what is asked for now if that is more than usual. **Head-room** is for so much of
+the bursts, and of what happens to come together, that hardly anything is lost (:mod:`broker.headroom`): what waits at
+a usual peak beyond it waits as is planned, and orders nobody. It is looked at with less than there should be whether
 those who are there serve, and sized with all of it where they do not, so that noise orders nobody.
 """
 
@@ -31,11 +32,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from math import exp, inf
+from math import exp, inf, sqrt
 from typing import NamedTuple
 
-from broker import sizing
-from broker.bursts import Bursts
+from broker import headroom, sizing
+from broker.bursts import Bursts, Usual
 from broker.demand import Key as Class
 from broker.demand import class_key
 from broker.placement_model import Choice, Demand
@@ -155,7 +156,7 @@ class Scaler:
         self._scale_down_ms, self._idle_ms = scale_down_ms, idle_ms
         self._options, self._size = options, size
         self._orders: dict[str, _Order] = {}
-        self._demand = _History(scale_down_ms, idle_ms, options.headroom)
+        self._demand = _History(scale_down_ms, idle_ms, options.missed_max)
         self._solved_by: object = None
         self._solved_for: dict[str, float] = {}
         self._solve_ms = -inf
@@ -323,6 +324,8 @@ class Scaler:
         before, orders = self._stress, self._orders
         if any(orders[g.name].awaited_ms is not None for g in groups if now_ms >= orders[g.name].barred_until_ms):
             return False
+        if self._demand.is_peak:
+            return False
         workers = sum(orders[group.name].here for group in groups)
         for group in groups:
             here, scaling = orders[group.name].here, group.scaling
@@ -463,11 +466,11 @@ class _History:
     """What was asked for: now, of late at the most, and before it was forgotten.
 
     Args:
-        headroom: of the sizing, standard deviations.
+        missed_max: of the sizing.
     """
 
-    def __init__(self, scale_down_ms: float, idle_ms: float, headroom: float) -> None:
-        self._window_ms, self._idle_ms, self._headroom = scale_down_ms, idle_ms, headroom
+    def __init__(self, scale_down_ms: float, idle_ms: float, missed_max: float) -> None:
+        self._window_ms, self._idle_ms, self._missed_max = scale_down_ms, idle_ms, missed_max
         self._asked: dict[Class, tuple[Demand, float]] = {}
         """By class, as it was asked last, and when."""
         self._now: dict[Class, float] = {}
@@ -476,7 +479,8 @@ class _History:
         """Over about half of the window."""
         self._loads: deque[tuple[float, float]] = deque()
         """(time, USD a second at the least) of what was asked for, the most of it first."""
-        self._bursts = Bursts(scale_down_ms, headroom)
+        self._bursts = Bursts(scale_down_ms)
+        self._roomy: tuple[Usual | None, float] = None, 0.0
         self._costs = _Costs()
         self._heard_ms: float | None = None
 
@@ -517,7 +521,7 @@ class _History:
         load = self._load(self._now)
         if usual is None or load > usual.ordinary:
             return self._demands(self._now, times)
-        return self._steady(usual.mean, usual.swing, times)
+        return self._steady(usual, times)
 
     def held(self, times: float) -> list[Demand]:
         """As much work as was asked for at the most in the window, or now."""
@@ -527,19 +531,41 @@ class _History:
             shape = {key: max(rate, self._now.get(key, 0.0)) for key, rate in self._slow.items()}
             load = self._load(shape)
             return self._demands(shape, times * (most / load if load > 0 else 1.0))
-        return self._steady(usual.mean, usual.swing, times)
+        return self._steady(usual, times)
 
-    def _steady(self, mean: float, swing: float, times: float) -> list[Demand]:
-        """So much work, divided as it was on the whole, with swings as if they were chance of as much variance."""
-        load = self._load(self._slow)
-        scale = mean / load if load > 0 else 1.0
-        chance = sum(
+    @property
+    def is_peak(self) -> bool:
+        """More is asked for than there has to be room for, as is usual now and then: of course something waits."""
+        usual, load = self._bursts.usual(), self._load(self._now)
+        return usual is not None and (1 + self._room(usual)) * usual.mean < load <= usual.ordinary
+
+    def _steady(self, usual: Usual, times: float) -> list[Demand]:
+        """So much work, divided as it was on the whole, with bursts as if they were chance that needs as much room."""
+        chance = self._chance(usual)
+        as_chance = headroom.deviation(self._room(usual), self._missed_max) if chance > 0 else 0.0
+        burst = max(1.0, (as_chance / chance) ** 2) if chance > 0 else 1.0
+        return self._demands(self._slow, times * self._scale(usual), burst)
+
+    def _room(self, usual: Usual) -> float:
+        """A share of the mean."""
+        if self._roomy[0] is not usual:
+            excess = usual.excess / usual.mean if usual.mean > 0 else 0.0 * usual.excess
+            self._roomy = usual, headroom.room(self._chance(usual), self._missed_max, excess)
+        return self._roomy[1]
+
+    def _chance(self, usual: Usual) -> float:
+        """Deviation of the work that comes in a latency's time, were it Poisson; a share of the mean."""
+        scale = self._scale(usual)
+        variance = sum(
             scale * rate * self._costs.usd(of) ** 2 / (of.latency_ms / 1000)
             for key, rate in self._slow.items()
             if (of := self._asked[key][0]).latency_ms <= sizing.LATENCY_MS_MAX
         )
-        burst = 1 + (swing / self._headroom) ** 2 / chance if chance > 0 and self._headroom > 0 else 1.0
-        return self._demands(self._slow, times * scale, burst)
+        return sqrt(variance) / usual.mean if usual.mean > 0 else 0.0
+
+    def _scale(self, usual: Usual) -> float:
+        load = self._load(self._slow)
+        return usual.mean / load if load > 0 else 1.0
 
     def _load(self, rates: Mapping[Class, float]) -> float:
         return sum(rate * self._costs.usd(self._asked[key][0]) for key, rate in rates.items())

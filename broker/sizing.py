@@ -17,13 +17,15 @@ worth most, here all is to be served and the workers cost. For classes *d* of de
 ``y`` is rows a second, ``n`` copies, ``W`` workers, ``T = 1000 utilisation_max`` device milliseconds a second. A
 choice serves a class only if it keeps its latency and its accuracy (:func:`~broker.placement_model.row_ms`).
 
-**Head-room** ``h`` is the square-root rule (Halfin, Whitt: "Heavy-traffic limits for queues with many exponential
+**Head-room** ``h`` is a square-root rule (Halfin, Whitt: "Heavy-traffic limits for queues with many exponential
 servers", 1981; Kolesar, Green: "Insights on service system design from a normal approximation to Erlang's delay
 formula", 1998): in a latency's time *L* a class brings ``rate L`` rows, with a variance of ``burst`` times that (its
-index of dispersion, 1 for a Poisson process, larger when it comes in bursts). Capacity is the mean and ``headroom``
-standard deviations of the work that all classes together bring, since devices are shared::
+index of dispersion, 1 for a Poisson process, larger when it comes in bursts). The work that all classes together bring,
+since devices are shared, deviates from its mean by the share::
 
-    h = headroom sqrt(sum burst_d rate_d w_d^2 / L_d) / sum rate_d w_d,    w_d = what a row of the class costs at least
+    s = sqrt(sum burst_d rate_d w_d^2 / L_d) / sum rate_d w_d,    w_d = what a row of the class costs at least
+
+and of it no more than ``missed_max`` is to find no room (:mod:`broker.headroom`).
 
 **Solving.** Without whole numbers it is a linear program, whose value no fleet can undercut: the **bound**. Tiny
 instances are solved with every worker told apart, which is exact. Others are solved with whole numbers over the choices
@@ -45,7 +47,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, csr_array
 
-from broker import placement_model
+from broker import headroom, placement_model
 from broker.placement_model import INF, Choice, Demand, Group, Key, Problem, row_ms
 
 EPSILON = 1e-6
@@ -81,8 +83,10 @@ class Limits:
 class Options:
     utilisation_max: float = 0.9
     """Share of a worker's time that may be planned, beside the head-room."""
-    headroom: float = 2.0
-    """Standard deviations of what comes in a latency's time."""
+    missed_max: float = 0.005
+    """Share of the work that may come when there is no time for it."""
+    headroom: float = 1.0
+    """Share of the head-room which that takes."""
     runs_per_latency: float = 2.0
     """As in :class:`broker.placement_model.Options`."""
     gap: float = 0.005
@@ -227,7 +231,9 @@ class _Asked:
             for index, usd in least.items()
             if self.classes[index].latency_ms <= LATENCY_MS_MAX
         )
-        return self.options.headroom * sqrt(variance) / mean if mean > 0 else 0.0
+        if mean <= 0:
+            return 0.0
+        return self.options.headroom * headroom.room(sqrt(variance) / mean, self.options.missed_max)
 
     def need_ms(self, j: int, rows: Mapping[int, float]) -> float:
         """Device milliseconds a second that a choice takes for these rows a second by class."""

@@ -82,7 +82,7 @@ def options_of(config: Config) -> Any:
     """How much is planned beside the demand, as the leader does."""
     from broker.sizing import Options
 
-    return Options(utilisation_max=config.planner.utilisation_max, headroom=config.planner.headroom)
+    return Options(utilisation_max=config.planner.utilisation_max, missed_max=config.planner.missed_max)
 
 
 def read(demand: Path) -> list[Any]:

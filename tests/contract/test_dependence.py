@@ -38,6 +38,7 @@ PURE = frozenset(
         "broker.fairness",
         "broker.gathering",
         "broker.groups",
+        "broker.headroom",
         "broker.intake",
         "broker.jobs",
         "broker.keeping",

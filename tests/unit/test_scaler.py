@@ -126,7 +126,7 @@ def test_more_come_when_work_waits_though_the_rate_says_that_all_is_well() -> No
     fleet.ask(100.0)
     fleet.run(20)
     before = fleet.wanted()
-    fleet.groups["g"] = scaling(backlog_ms=1_400.0 * before, oldest_ms=700.0)
+    fleet.groups["g"] = scaling(backlog_ms=2_000.0 * before, oldest_ms=700.0)
     fleet.tick()
     assert fleet.wanted() > before
     assert "since queries wait" in fleet.targets["g"].reason
@@ -410,6 +410,26 @@ def test_a_group_whose_price_changes_gives_way_once_the_other_is_there() -> None
         fleet.tick()
         assert len(fleet.workers["g"]) + len(fleet.workers["h"]) >= 4  # never without
     assert fleet.wanted("g") == 0
+
+
+def test_what_waits_at_a_usual_peak_orders_nobody() -> None:
+    fleet = Fleet()
+    bursts = [(2000.0, 110), (3200.0, 3)]
+    fleet.groups = {"g": scaling(most=200)}
+    for _ in range(5):
+        for rows_per_s, seconds in bursts:
+            fleet.ask(rows_per_s)
+            fleet.run(seconds)
+    fleet.ask(2000.0)
+    fleet.run(100)
+    before = fleet.wanted()
+    fleet.ask(3200.0)
+    fleet.groups["g"] = scaling(most=200, backlog_ms=1_500.0 * before, oldest_ms=900.0)
+    fleet.run(3)
+    assert fleet.wanted() == before
+    fleet.ask(2000.0)
+    fleet.run(1)
+    assert fleet.wanted() > before, "it should be over"
 
 
 def test_nobody_is_ordered_while_those_who_are_there_serve() -> None:

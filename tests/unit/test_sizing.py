@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from broker import headroom
 from broker.placement_model import Choice, Demand, row_ms
 from broker.sizing import Limits, Options, Sizing, greedy, size
 
@@ -238,18 +239,20 @@ def test_there_are_never_fewer_than_the_least_nor_more_than_the_most() -> None:
     assert found.unserved == ("t",)
 
 
-def test_head_room_is_the_square_root_rule() -> None:
-    options = Options(headroom=2.0)
-    alone = size([demand(100.0, latency_ms=1000.0)], [FAST], [limits()], options)
-    assert alone.headroom == pytest.approx(2 * (100 ** 0.5) / 100)  # fmt: skip
-    bursty = size([demand(100.0, latency_ms=1000.0, burst=4.0)], [FAST], [limits()], options)
-    assert bursty.headroom == pytest.approx(2 * alone.headroom)
-    tight = size([demand(100.0, latency_ms=250.0)], [FAST], [limits()], options)
-    assert tight.headroom == pytest.approx(2 * alone.headroom)
-    tasks = [demand(100.0, f"t{task}", latency_ms=1000.0) for task in range(4)]
-    choices = [choice(f"v{task}", task=f"t{task}", memory_mb=100.0) for task in range(4)]
-    shared = size(tasks, choices, [limits()], options)
-    assert shared.headroom == pytest.approx(alone.headroom / 2)  # devices are shared: bursts make up for each other
+def test_head_room_follows_from_what_may_be_lost() -> None:
+    options = Options(missed_max=0.002)
+
+    def spare(*demands: Demand) -> float:
+        """The deviation, a share of the mean, of a load that needs as much head-room."""
+        choices = [choice(f"v{of.task}", task=of.task, memory_mb=100.0) for of in demands]
+        return headroom.deviation(size(demands, choices, [limits()], options).headroom, 0.002)
+
+    alone = spare(demand(100.0, latency_ms=1000.0))
+    assert alone == pytest.approx(100 ** 0.5 / 100)  # fmt: skip
+    assert spare(demand(100.0, latency_ms=1000.0, burst=4.0)) == pytest.approx(2 * alone)
+    assert spare(demand(100.0, latency_ms=250.0)) == pytest.approx(2 * alone)
+    shared = spare(*[demand(100.0, f"t{task}", latency_ms=1000.0) for task in range(4)])
+    assert shared == pytest.approx(alone / 2)  # devices are shared: bursts make up for each other
     assert size([demand(100.0)], [FAST], [limits()], options).headroom == 0.0  # nobody is in a hurry
 
 
