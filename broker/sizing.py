@@ -83,7 +83,7 @@ class Limits:
 class Options:
     utilisation_max: float = 0.9
     """Share of a worker's time that may be planned, beside the head-room."""
-    missed_max: float = 0.005
+    missed_max: float = 0.002
     """Share of the work that may come when there is no time for it."""
     headroom: float = 1.0
     """Share of the head-room which that takes."""

@@ -90,7 +90,7 @@ class PlannerConfig(_Section):
     scale_down_s: float = Field(60, gt=0, description="So long less must be needed before a worker is ended.")
     idle_s: float = Field(300, gt=0, description="What nobody has asked for in so long needs no worker.")
     missed_max: float = Field(
-        0.005, gt=0, lt=1, description="Spare capacity for bursts: at most such a share of the work may find none left."
+        0.002, gt=0, lt=1, description="Spare capacity for bursts: at most such a share of the work may find none left."
     )
     utilisation_max: float = Field(
         0.9, gt=0, le=1, description="Share of a worker's time that is planned, beside that spare capacity."
